@@ -1,0 +1,29 @@
+# Flags of all our code. Arithmetic is never reordered or contracted behind our back, so that the
+# levels of the CPU kernels differ only where their code does.
+include(CheckCXXSourceCompiles)
+
+if(SIFT_DEBUG)
+  set(CMAKE_BUILD_TYPE Debug CACHE STRING "" FORCE)
+elseif(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+
+check_cxx_source_compiles(
+  "#include <concepts>\n#include <span>\nint main() { return std::span<int>{}.size(); }"
+  SIFT_COMPILER_HAS_CXX20)
+if(NOT SIFT_COMPILER_HAS_CXX20)
+  message(FATAL_ERROR "The C++ compiler must support C++20 (GCC 11 and Clang 14 do), "
+    "got ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}.")
+endif()
+
+add_compile_options(-Wall -Wextra -Wpedantic -Werror -ffp-contract=off)
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  set(SIFT_X86 ON)
+endif()

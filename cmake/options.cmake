@@ -1,0 +1,20 @@
+# What a builder may choose, and the checks of those choices.
+option(SIFT_WITH_TORCH "Build the PyTorch operators" ON)
+option(SIFT_DEBUG "Build without optimisation, with debug information and assertions" OFF)
+option(SIFT_BUILD_TESTS "Build the C++ tests (needs Catch2)" OFF)
+
+set(sift_with_cuda AUTO)
+if(DEFINED ENV{SIFT_WITH_CUDA})
+  set(sift_with_cuda $ENV{SIFT_WITH_CUDA})
+endif()
+set(SIFT_WITH_CUDA ${sift_with_cuda} CACHE STRING "Build the CUDA operators: AUTO, ON or OFF")
+set_property(CACHE SIFT_WITH_CUDA PROPERTY STRINGS AUTO ON OFF)
+
+if(SIFT_WITH_CUDA STREQUAL "ON")
+  message(FATAL_ERROR
+    "SIFT_WITH_CUDA must be AUTO or OFF, got ON: this version has no CUDA operators.")
+elseif(SIFT_WITH_CUDA STREQUAL "AUTO")
+  message(STATUS "SIFT_WITH_CUDA=AUTO: building for the CPU only")
+elseif(NOT SIFT_WITH_CUDA STREQUAL "OFF")
+  message(FATAL_ERROR "SIFT_WITH_CUDA must be AUTO, ON or OFF, got ${SIFT_WITH_CUDA}.")
+endif()

@@ -1,0 +1,16 @@
+# test_core: Catch2 3, or Debian's 2.13.
+find_package(Catch2 3 QUIET)
+if(NOT Catch2_FOUND)
+  find_package(Catch2 2.13 QUIET)
+endif()
+if(NOT TARGET Catch2::Catch2WithMain)
+  message(WARNING "The C++ tests are skipped: Catch2 2.13 or newer was not found.")
+  return()
+endif()
+
+enable_testing()
+include(Catch)
+add_executable(test_core ${SIFT_TEST_SOURCES})
+target_include_directories(test_core PRIVATE tests/cpp)
+target_link_libraries(test_core PRIVATE sift_core Catch2::Catch2WithMain)
+catch_discover_tests(test_core)
