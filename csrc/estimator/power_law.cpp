@@ -1,0 +1,172 @@
+// The power law and its fit: least squares in log-log, and every reason to refuse one.
+#include <sift_attention/power_law.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+
+#include "estimator/least_squares.h"
+
+namespace sift {
+namespace {
+
+// Probabilities computed in float32 exceed 1 by rounding.
+constexpr double kMaxQuantile = 1.0 + 1e-5;
+constexpr double kMinQuantile = std::numeric_limits<float>::min();
+
+// Written so that NaN fails.
+bool valid_length(double length) { return length >= 1.0 && std::isfinite(length); }
+bool valid_quantile(double quantile) { return quantile >= 0.0 && quantile <= kMaxQuantile; }
+bool valid_factor(double factor) { return factor >= 0.0 && std::isfinite(factor); }
+
+std::string to_text(double value) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.6g", value);
+  return text;
+}
+
+void check(bool holds, const std::string& requirement, double value) {
+  if (!holds) throw std::invalid_argument(requirement + ", got " + to_text(value));
+}
+
+void check(const FitOptions& options, const std::string& caller) {
+  if (options.beta) {
+    check(valid_factor(*options.beta), caller + ": beta must be a finite number of at least 0",
+          *options.beta);
+  }
+  check(options.min_samples >= 1, caller + ": min_samples must be at least 1", options.min_samples);
+  check(options.min_length_ratio > 1.0 && std::isfinite(options.min_length_ratio),
+        caller + ": min_length_ratio must be a finite number above 1", options.min_length_ratio);
+}
+
+FitStatus judge(const Fit& fit) {
+  const FitOptions& options = fit.options;
+  if (fit.num_samples < options.min_samples) return FitStatus::kTooFewSamples;
+  if (options.beta) return FitStatus::kOk;
+  if (!(fit.max_length >= options.min_length_ratio * fit.min_length)) {
+    return FitStatus::kRangeTooSmall;
+  }
+  return fit.slope < 0.0 ? FitStatus::kRising : FitStatus::kOk;
+}
+
+}  // namespace
+
+PowerLaw PowerLaw::uniform(double c) {
+  check(valid_factor(c), "PowerLaw.uniform: c must be a finite number of at least 0", c);
+  return {.log_alpha = std::log(c), .beta = 1.0};
+}
+
+double PowerLaw::predict(double length) const {
+  return std::min(std::exp(log_alpha - beta * std::log(std::max(length, 1.0))), 1.0);
+}
+
+std::string_view describe(FitStatus status) {
+  switch (status) {
+    case FitStatus::kOk:
+      return "ok";
+    case FitStatus::kTooFewSamples:
+      return "too few samples";
+    case FitStatus::kRangeTooSmall:
+      return "the lengths span too little";
+    case FitStatus::kInvalidSample:
+      return "a sample is invalid";
+    case FitStatus::kRising:
+      return "the threshold rises with the length";
+  }
+  throw std::invalid_argument("describe: unknown FitStatus");
+}
+
+std::string explain(const Fit& fit) {
+  const FitOptions& options = fit.options;
+  switch (fit.status) {
+    case FitStatus::kOk:
+      return "theta = exp(" + to_text(fit.law.log_alpha) + ") * S^-" + to_text(fit.law.beta) +
+             ", fitted to " + std::to_string(fit.num_samples) + " samples at lengths from " +
+             to_text(fit.min_length) + " to " + to_text(fit.max_length);
+    case FitStatus::kTooFewSamples:
+      return "there are " + std::to_string(fit.num_samples) + " samples, a fit needs " +
+             std::to_string(options.min_samples);
+    case FitStatus::kRangeTooSmall:
+      return "the lengths span " + to_text(fit.max_length / fit.min_length) + "x (from " +
+             to_text(fit.min_length) + " to " + to_text(fit.max_length) +
+             "), a fit of the slope needs " + to_text(options.min_length_ratio) + "x";
+    case FitStatus::kInvalidSample:
+      return "the sample after " + std::to_string(fit.num_samples) +
+             " valid ones is not a finite length of at least 1 with a quantile in [0, 1]";
+    case FitStatus::kRising:
+      return "the quantiles rise with the length (beta would be " + to_text(fit.slope) +
+             "), a threshold must not";
+  }
+  throw std::invalid_argument("explain: unknown FitStatus");
+}
+
+Fit fit_power_law(std::span<const double> lengths, std::span<const double> quantiles,
+                  const FitOptions& options) {
+  check(options, "fit_power_law");
+  if (lengths.size() != quantiles.size()) {
+    throw std::invalid_argument("fit_power_law: quantiles must be as many as lengths, " +
+                                std::to_string(lengths.size()) + ", got " +
+                                std::to_string(quantiles.size()));
+  }
+  Fit fit{.options = options};
+  LeastSquares line;
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    if (lengths[i] == 0.0) continue;
+    if (!valid_length(lengths[i]) || !valid_quantile(quantiles[i])) {
+      fit.status = FitStatus::kInvalidSample;
+      return fit;
+    }
+    line.add(std::log(lengths[i]), std::log(std::max(quantiles[i], kMinQuantile)));
+    fit.min_length = fit.num_samples == 0 ? lengths[i] : std::min(fit.min_length, lengths[i]);
+    fit.max_length = std::max(fit.max_length, lengths[i]);
+    ++fit.num_samples;
+  }
+  const double line_slope = options.beta ? -*options.beta : line.slope();
+  fit.slope = 0.0 - line_slope;  // never -0
+  fit.status = judge(fit);
+  if (fit.status != FitStatus::kOk) return fit;
+  fit.law = {.log_alpha = line.intercept(line_slope), .beta = fit.slope};
+  fit.r_squared = line.r_squared(line_slope);
+  return fit;
+}
+
+PowerLawEstimator::PowerLawEstimator(const FitOptions& options) : options_(options) {
+  check(options, "PowerLawEstimator");
+}
+
+void PowerLawEstimator::add(double length, double quantile) {
+  check(valid_length(length), "PowerLawEstimator.add: length must be a finite number of at least 1",
+        length);
+  check(valid_quantile(quantile), "PowerLawEstimator.add: quantile must be in [0, 1]", quantile);
+  lengths_.push_back(length);
+  quantiles_.push_back(quantile);
+}
+
+void PowerLawEstimator::drop_longer_than(double length) {
+  check(!std::isnan(length), "PowerLawEstimator.drop_longer_than: length must be a number", length);
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < lengths_.size(); ++i) {
+    if (lengths_[i] > length) continue;
+    lengths_[kept] = lengths_[i];
+    quantiles_[kept] = quantiles_[i];
+    ++kept;
+  }
+  lengths_.resize(kept);
+  quantiles_.resize(kept);
+}
+
+void PowerLawEstimator::clear() {
+  lengths_.clear();
+  quantiles_.clear();
+}
+
+Fit PowerLawEstimator::fit() const { return fit_power_law(lengths_, quantiles_, options_); }
+
+double PowerLawEstimator::predict(double length) const {
+  check(length >= 1.0, "PowerLawEstimator.predict: length must be at least 1", length);
+  return fit().law.predict(length);
+}
+
+}  // namespace sift
