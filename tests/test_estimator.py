@@ -23,6 +23,7 @@ def test_recovers_what_numpy_fits():
     slope, intercept = np.polyfit(np.log(lengths), np.log(quantiles), 1)
     correlation = np.corrcoef(np.log(lengths), np.log(quantiles))[0, 1]
     assert fit.ok
+    assert fit.status == "ok"
     assert fit.beta == pytest.approx(-slope, rel=1e-9)
     assert fit.log_alpha == pytest.approx(intercept, rel=1e-9)
     assert fit.r_squared == pytest.approx(correlation**2, rel=1e-9)
@@ -43,26 +44,28 @@ def test_prediction_is_a_probability():
 
 
 @pytest.mark.parametrize(
-    ("lengths", "quantiles", "message"),
+    ("lengths", "quantiles", "status", "message"),
     [
-        ([], [], "there are 0 samples, a fit needs 3"),
+        ([], [], "too few samples", "there are 0 samples, a fit needs 3"),
         (
             [700, 800, 930],
             [3e-3, 2e-3, 1e-3],
+            "the lengths span too little",
             "the lengths span 1.32857x (from 700 to 930), a fit of the slope needs 4x",
         ),
         (
             [100, 1000, 10000],
             [1e-3, 2e-3, 4e-3],
+            "the threshold rises with the length",
             "the quantiles rise with the length (beta would be -0.30103), a threshold must not",
         ),
     ],
 )
-def test_a_refused_fit_says_why_and_keeps_every_key(lengths, quantiles, message):
+def test_a_refused_fit_says_why_and_keeps_every_key(lengths, quantiles, status, message):
     estimator = estimator_of(lengths, quantiles)
     fit = estimator.fit()
     assert not fit.ok
-    assert fit.message == message
+    assert (fit.status, fit.message) == (status, message)
     assert (fit.log_alpha, fit.beta) == (-math.inf, 0.0)
     assert estimator.predict(2000) == 0.0
 

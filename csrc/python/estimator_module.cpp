@@ -29,15 +29,17 @@ The outcome of PowerLawEstimator.fit: a power law, or the reason why there is no
 
 Attributes:
     ok (bool): whether the fit was accepted.
+    status (str): the outcome in a few words: "ok", "too few samples", ...
     log_alpha (float): natural log of the threshold's scale; -inf, which keeps every key, unless ok.
     beta (float): the slope; 0 unless ok.
     r_squared (float): of log quantile against log length; 0 unless ok, negative where a given
         slope misses the samples.
     num_samples (int): samples used.
     length_range (tuple[float, float]): shortest and longest length used; zeros without samples.
-    message (str): the outcome in one sentence with its values.
+    message (str): the status in one sentence with its values.
 )doc")
       .def_property_readonly("ok", [](const Fit& fit) { return fit.status == FitStatus::kOk; })
+      .def_property_readonly("status", [](const Fit& fit) { return describe(fit.status); })
       .def_property_readonly("log_alpha", [](const Fit& fit) { return fit.law.log_alpha; })
       .def_property_readonly("beta", [](const Fit& fit) { return fit.law.beta; })
       .def_readonly("r_squared", &Fit::r_squared)
