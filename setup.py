@@ -24,7 +24,9 @@ def run_cmake(*arguments: str | Path) -> None:
     """Runs CMake, whose own message comes last but one when it fails."""
     cmake = find_tool("cmake")
     if cmake is None:
-        raise SystemExit("sift-attention: CMake must be 3.25 or newer, got none (pip install cmake).")
+        raise SystemExit(
+            "sift-attention: CMake must be 3.25 or newer, got none (pip install cmake)."
+        )
     if subprocess.run([cmake, *arguments]).returncode != 0:
         raise SystemExit("sift-attention: the build stopped for the reason that CMake gives above.")
 
@@ -39,7 +41,8 @@ class CMakeBuild(build_ext):
             options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         run_cmake("-S", ROOT, "-B", BUILD_DIR, f"-DPython_EXECUTABLE={sys.executable}", *options)
         run_cmake("--build", BUILD_DIR, "--parallel", str(os.cpu_count() or 1))
-        library = ROOT / "python" if self.editable_mode else Path(self.build_lib).resolve()
+        in_place = self.editable_mode or self.inplace
+        library = ROOT / "python" if in_place else Path(self.build_lib).resolve()
         run_cmake("--install", BUILD_DIR, "--prefix", library / "sift_attention")
 
 

@@ -1,0 +1,88 @@
+# `make` alone lists the targets. Everything happens in .venv and build/; nothing is installed twice.
+#
+# On Linux a plain pip brings the CUDA build of torch; for the much smaller CPU build:
+#   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+TEST_WORKERS ?= 2
+BIN := .venv/bin
+BUILD = build/cmake-$(shell $(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')
+CPP_FILES = $(shell git ls-files '*.cpp' '*.h')
+
+# $(call apt_get,package): installs a Debian package, without ever asking for a password.
+apt_get = { sudo=$$([ $$(id -u) = 0 ] || echo sudo -n); command -v apt-get && \
+	{ $$sudo apt-get install -qy $(1) || { $$sudo apt-get update -q && $$sudo apt-get install -qy $(1); }; }; } \
+	>/dev/null 2>&1
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
+
+.PHONY: env
+env: .venv/requirements.stamp  ## create .venv with the pinned requirements-dev.txt
+
+.venv/requirements.stamp: requirements-dev.txt
+	@$(PYTHON) -m venv .venv || { $(call apt_get,python3-venv) && $(PYTHON) -m venv .venv; }
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_FLAGS) -r requirements-dev.txt
+	@touch $@
+
+.PHONY: build
+build: .venv/package.stamp  ## compile the extension into python/sift_attention
+	@$(BIN)/python setup.py -q build_ext --inplace
+
+.venv/package.stamp: .venv/requirements.stamp pyproject.toml setup.py
+	@test -e "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || \
+		$(call apt_get,python3-dev) || echo "Python.h must be installed (python3-dev), got none."
+	@$(BIN)/python setup.py -q build_ext --inplace
+	$(BIN)/python -m pip install -q --no-build-isolation --no-deps --editable .
+	@touch $@
+
+.PHONY: test
+test: build  ## run every test, C++ and Python, and print one summary
+	@rm -f build/ctest.xml build/pytest.xml; status=0; \
+	$(MAKE) --no-print-directory test-cpp || status=1; \
+	$(MAKE) --no-print-directory test-py || status=1; \
+	$(BIN)/python tests/summary.py build/ctest.xml build/pytest.xml; exit $$status
+
+.PHONY: test-cpp
+test-cpp: build  ## run the C++ tests (Catch2; from Debian where there is none)
+	@configure="$(BIN)/cmake $(BUILD) -DSIFT_BUILD_TESTS=ON --log-level=WARNING -Wno-dev"; \
+	has_tests() { $$configure && $(BIN)/cmake --build $(BUILD) --target help | grep -q test_core; }; \
+	has_tests || { $(call apt_get,catch2) && has_tests; } || exit 0; \
+	$(BIN)/cmake --build $(BUILD) --parallel; \
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --output-junit $(CURDIR)/build/ctest.xml
+
+.PHONY: test-py
+test-py: build  ## run the Python tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --junitxml=build/pytest.xml
+
+.PHONY: lint
+lint: env  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+
+.PHONY: format
+format: env  ## rewrite the sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+.PHONY: demo
+demo: build  ## watch a model generate with exact and with sifted attention
+	@$(BIN)/python examples/demo.py
+
+.PHONY: bench
+bench: build  ## measure, and write benchmarks/results
+	@$(BIN)/python benchmarks/bench_decode.py
+
+.PHONY: clean
+clean:  ## remove what was built, but not .venv
+	@rm -rf build dist demo_output python/*.egg-info python/sift_attention/{lib,include,share}
+	@rm -f python/sift_attention/_estimator*.so .venv/package.stamp
