@@ -84,7 +84,7 @@ struct ScoreQuantileParams {
   int64_t num_rows = 0;               // R
   int64_t capacity = 0;
   int64_t head_dim = 0;
-  float quantile = 0.0f;              // in [0, 1]; order statistic floor(quantile * (S - 1))
+  double quantile = 0.0;              // in [0, 1]; order statistic floor(quantile * (S - 1))
   float scale = 1.0f;
   float softcap = 0.0f;
   DType dtype = DType::kFloat32;
