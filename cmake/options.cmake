@@ -12,7 +12,7 @@ set_property(CACHE SIFT_WITH_CUDA PROPERTY STRINGS AUTO ON OFF)
 
 if(SIFT_WITH_CUDA STREQUAL "ON")
   message(FATAL_ERROR
-    "SIFT_WITH_CUDA must be AUTO or OFF, got ON: this version has no CUDA operators.")
+    "SIFT_WITH_CUDA must be AUTO or OFF, got ON: there are no CUDA operators yet.")
 elseif(SIFT_WITH_CUDA STREQUAL "AUTO")
   message(STATUS "SIFT_WITH_CUDA=AUTO: building for the CPU only")
 elseif(NOT SIFT_WITH_CUDA STREQUAL "OFF")

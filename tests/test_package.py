@@ -1,0 +1,105 @@
+"""The build's own sentences, and the installed package as a C++ project sees it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sift_attention
+
+ROOT = Path(__file__).resolve().parent.parent
+CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
+def configure(source: Path, build: Path, *options: str, **environment: str) -> tuple[bool, str]:
+    """Whether CMake configures `source`, and what it says, on one line."""
+    assert CMAKE is not None
+    done = subprocess.run(
+        [CMAKE, "-S", source, "-B", build, f"-DPython_EXECUTABLE={sys.executable}", *options],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode == 0, " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize(
+    ("choice", "configures", "sentence"),
+    [
+        ("AUTO", True, "SIFT_WITH_CUDA=AUTO: building for the CPU only"),
+        (
+            "ON",
+            False,
+            "SIFT_WITH_CUDA must be AUTO or OFF, got ON: there are no CUDA operators yet.",
+        ),
+        ("maybe", False, "SIFT_WITH_CUDA must be AUTO, ON or OFF, got maybe."),
+    ],
+)
+@pytest.mark.parametrize("as_option", [True, False])
+def test_with_cuda(tmp_path, choice, configures, sentence, as_option):
+    options = [f"-DSIFT_WITH_CUDA={choice}"] if as_option else []
+    environment = {} if as_option else {"SIFT_WITH_CUDA": choice}
+    ok, output = configure(ROOT, tmp_path, *options, **environment)
+    assert ok == configures
+    assert sentence in output
+
+
+def test_without_cuda_is_silent(tmp_path):
+    ok, output = configure(ROOT, tmp_path, "-DSIFT_WITH_CUDA=OFF")
+    assert ok
+    assert "CUDA" not in output
+
+
+def test_missing_torch(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
+    ok, output = configure(ROOT, tmp_path / "build", PYTHONPATH=str(tmp_path))
+    assert not ok
+    assert f"torch must be 2.11 or newer, got none in {sys.executable}" in output
+
+
+def test_old_torch(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    (tmp_path / "torch-2.9.1.dist-info").mkdir()
+    (tmp_path / "torch-2.9.1.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.9.1\n")
+    ok, output = configure(ROOT, tmp_path / "build", PYTHONPATH=str(tmp_path))
+    assert not ok
+    assert f"torch must be 2.11 or newer, got 2.9.1 in {sys.executable}" in output
+
+
+def test_old_compiler(tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\nexec c++ "$@" -std=c++17\n')
+    compiler.chmod(0o755)
+    ok, output = configure(ROOT, tmp_path / "build", f"-DCMAKE_CXX_COMPILER={compiler}")
+    assert not ok
+    assert "The C++ compiler must support C++20 (GCC 11 and Clang 14 do), got" in output
+
+
+def test_missing_cmake(tmp_path):
+    program = (
+        "import runpy, sys\n"
+        f"sys.executable, sys.argv = {str(tmp_path / 'python')!r}, ['setup.py', 'build_ext']\n"
+        "runpy.run_path('setup.py', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "CMake must be 3.25 or newer, got none" in done.stderr
+
+
+def test_cpp_consumer(tmp_path):
+    prefixes = f"{sift_attention.cmake_prefix_path};{torch.utils.cmake_prefix_path}"
+    ok, output = configure(ROOT / "tests" / "consumer", tmp_path, f"-DCMAKE_PREFIX_PATH={prefixes}")
+    assert ok, output
+    subprocess.run([CMAKE, "--build", tmp_path], check=True)
+    subprocess.run([tmp_path / "consumer"], check=True)
