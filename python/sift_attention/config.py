@@ -43,6 +43,7 @@ class SiftConfig:
     skip_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        """Checks every field."""
         requirements = {
             "threshold": (
                 self.threshold in ("uniform", "quantile"),

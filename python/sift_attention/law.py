@@ -37,6 +37,7 @@ class PowerLaw:
     beta: Tensor | float
 
     def __post_init__(self) -> None:
+        """Checks numbers."""
         if not isinstance(self.log_alpha, Tensor) and not self.log_alpha < math.inf:
             raise ValueError(f"PowerLaw: log_alpha must be below infinity, got {self.log_alpha}")
         if not isinstance(self.beta, Tensor) and not math.isfinite(self.beta):
@@ -44,7 +45,7 @@ class PowerLaw:
 
     @classmethod
     def uniform(cls, c: float) -> PowerLaw:
-        """theta = c / S: keep keys with more than c times uniform attention; c = 0 keeps all.
+        """Keeps keys with more than c times uniform attention: theta = c / S. c = 0 keeps all.
 
         Raises:
             ValueError: c is negative, infinite or NaN.

@@ -46,7 +46,7 @@ def gather_rows(cache: Tensor, block_table: Tensor | None) -> Tensor:
     return blocks.flatten(1, 2).transpose(1, 2)
 
 
-def probabilities(
+def log_probabilities(
     q: Tensor,
     k: Tensor,
     attended: Tensor,
@@ -54,16 +54,19 @@ def probabilities(
     softcap: float = 0.0,
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Exact softmax probabilities.
+    """Natural logs of the exact softmax probabilities.
 
     Args:
         q (Tensor[B, HQ, R, D]): query rows.
         k (Tensor[B, HK, N, D]): keys.
         attended (Tensor[B, R, N], bool): the keys that each row attends.
+        scale (float): of the scores, 1 / sqrt(D) by default.
+        softcap (float): scores become softcap * tanh(score / softcap); 0 leaves them.
+        sinks (Tensor[HQ]): logits that join the denominator only.
 
     Returns:
-        tuple: p [B, HQ, R, N], lse [B, HQ, R] and sink mass [B, HQ, R], float64. A score that is
-        NaN or +inf makes its row NaN; a row without a score above -inf has p = 0.
+        tuple: log p [B, HQ, R, N], lse [B, HQ, R] and sink mass [B, HQ, R], float64. A score that
+        is NaN or +inf makes its row NaN; keys that are not attended, and scores of -inf, have -inf.
     """
     k = k.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = q.double() @ k.mT * (1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
@@ -75,8 +78,8 @@ def probabilities(
     if sinks is not None:
         sink = sinks.double()[:, None, None].expand_as(sink)
     lse = torch.cat([scores, sink], dim=-1).logsumexp(dim=-1)
-    p = (scores - lse[..., None]).exp().masked_fill(scores == -math.inf, 0.0)
-    return p, lse, (sink[..., 0] - lse).exp().nan_to_num(0.0)
+    log_p = (scores - lse[..., None]).masked_fill(scores == -math.inf, -math.inf)
+    return log_p, lse, (sink[..., 0] - lse).exp().nan_to_num(0.0)
 
 
 def decode(
@@ -96,35 +99,37 @@ def decode(
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, DecodeStats]:
     """See `sift_attention.decode`."""
-    batch, num_q_heads, _ = q.shape
     residual = residual or ("mean" if v_sum is not None else "renormalize")
-    attended = attended_keys(k, seq_lens, key_mask, block_table, batch=batch)
+    attended = attended_keys(k, seq_lens, key_mask, block_table, batch=q.shape[0])
     k, v = gather_rows(k, block_table), gather_rows(v, block_table).double()
-    group_size = num_q_heads // k.shape[1]
+    batch, num_kv_heads, capacity, _ = k.shape
+    group_size = q.shape[1] // num_kv_heads
+    by_group = (batch, num_kv_heads, group_size, capacity)
 
-    p, lse, sink_mass = (
+    log_p, lse, sink_mass = (
         row[:, :, 0]
-        for row in probabilities(q[:, :, None], k, attended[:, None], scale, softcap, sinks)
+        for row in log_probabilities(q[:, :, None], k, attended[:, None], scale, softcap, sinks)
     )
+    p = log_p.exp()
+    alive = ~(log_p == -math.inf).all(dim=-1, keepdim=True)
     length = attended.sum(dim=1)
-    theta = (law or PowerLaw.exact()).theta(length[:, None]).to(p.device)[..., None]
-    alive = (lse.isnan() | (p.sum(dim=-1) > 0.0))[..., None]
+    theta = (law or PowerLaw.exact()).theta(length[:, None])[..., None]
     wanted = attended[:, None] & alive & (~(p <= theta) | (theta == 0.0))
 
-    loaded = wanted.unflatten(1, (-1, group_size)).any(dim=2)  # [B, HK, N]
-    if loaded.shape[-1] > 0:
-        largest = p.unflatten(1, (-1, group_size)).amax(dim=2).argmax(dim=-1)
-        nothing = alive.unflatten(1, (-1, group_size)).any(dim=2) & ~loaded.any(-1, keepdim=True)
-        loaded = loaded | (nothing & (one_hot(largest, loaded.shape[-1]) > 0))
+    loaded = wanted.reshape(by_group).any(dim=2)  # [B, HK, N]
+    if capacity > 0:
+        largest = log_p.reshape(by_group).amax(dim=2).argmax(dim=-1)
+        none_passed = alive.reshape(*by_group[:3], 1).any(dim=2) & ~loaded.any(-1, keepdim=True)
+        loaded = loaded | (none_passed & (one_hot(largest, capacity) > 0))
     num_loaded = loaded.sum(dim=-1)
 
-    per_head = loaded.repeat_interleave(group_size, dim=1)
-    p = p.masked_fill(~per_head, 0.0)
+    p = p.masked_fill(~loaded.repeat_interleave(group_size, dim=1), 0.0)
     rows = v.masked_fill(~loaded[..., None], 0.0).repeat_interleave(group_size, dim=1)
     out = (p[..., None, :] @ rows)[..., 0, :]
     kept_mass = p.sum(dim=-1)
-    complete = (num_loaded == length[:, None]).repeat_interleave(group_size, dim=1) | ~alive[..., 0]
-    dropped = (1.0 - kept_mass - sink_mass).clamp(min=0.0).masked_fill(complete, 0.0)[..., None]
+    complete = (num_loaded == length[:, None]).repeat_interleave(group_size, dim=1)
+    dropped = (1.0 - kept_mass - sink_mass).clamp(min=0.0)
+    dropped = dropped.masked_fill(complete | ~alive[..., 0], 0.0)[..., None]
     if residual == "mean" and v_sum is not None:
         v_mean = (v_sum.double() / length[:, None, None]).repeat_interleave(group_size, dim=1)
         out = torch.where(dropped == 0.0, out, out + dropped * v_mean)
@@ -153,10 +158,11 @@ def score_quantile(
     present = attended_keys(k, None, key_mask, block_table, batch=q.shape[0])
     rank = present.cumsum(dim=1)
     attended = present[:, None] & (rank[:, None] <= lengths[..., None])  # [B, R, N]
-    p, lse, _ = probabilities(q, gather_rows(k, block_table), attended, scale, softcap, sinks)
-    ascending = p.masked_fill(~attended[:, None], math.inf).sort(dim=-1).values
+    k = gather_rows(k, block_table)
+    log_p, lse, _ = log_probabilities(q, k, attended, scale, softcap, sinks)
+    ascending = log_p.exp().masked_fill(~attended[:, None], math.inf).sort(dim=-1).values
     count = attended.sum(dim=-1)[:, None]  # [B, 1, R]
-    index = (quantile * (count - 1).clamp(min=0).double()).floor().long().expand(p.shape[:3])
+    index = (quantile * (count - 1).clamp(min=0).double()).floor().long().expand(log_p.shape[:3])
     result = ascending.gather(-1, index[..., None])[..., 0]
     result = result.masked_fill((count == 0) | lse.isnan(), math.nan)
     return result if q.dtype == torch.float64 else result.float()
@@ -171,10 +177,13 @@ def fit_power_law(
     min_length_ratio: float = 4.0,
 ) -> tuple[PowerLaw, Tensor]:
     """See `sift_attention.fit_power_law`."""
-    present = (lengths > 0)[:, None].expand_as(quantiles)
+    present = (lengths != 0)[:, None].expand_as(quantiles)
+    valid = (lengths >= 1)[:, None] & (quantiles >= 0.0) & (quantiles <= 1.0 + 1e-5)
     count = present.sum(dim=-1)
     x = torch.where(present, lengths.double()[:, None].log(), 0.0)
-    y = torch.where(present, quantiles.double().log(), 0.0)
+    y = torch.where(
+        present, quantiles.double().clamp(min=torch.finfo(torch.float32).tiny).log(), 0.0
+    )
     x_mean, y_mean = x.sum(-1) / count, y.sum(-1) / count
     dx = torch.where(present, x - x_mean[..., None], 0.0)
     if beta is None:
@@ -186,6 +195,6 @@ def fit_power_law(
         slope = torch.full_like(y_mean, beta)
         wide_enough = torch.ones_like(count, dtype=torch.bool)
     log_alpha = y_mean + slope * x_mean
-    ok = (count >= min_samples) & wide_enough & log_alpha.isfinite() & (slope >= 0.0)
+    ok = (count >= min_samples) & (valid | ~present).all(-1) & wide_enough & (slope >= 0.0)
     log_alpha = log_alpha.masked_fill(~ok, -math.inf).float()
     return PowerLaw(log_alpha, slope.masked_fill(~ok, 0.0).float()), ok

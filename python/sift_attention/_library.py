@@ -1,0 +1,102 @@
+"""Loads the operators and tells PyTorch what it needs besides their kernels."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+_LIBRARY = Path(__file__).parent / "lib" / "libsift_attention.so"
+
+
+def _load() -> None:
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    if not _LIBRARY.exists():
+        raise ImportError(
+            f"sift_attention: {_LIBRARY} must exist, got none ({versions}). The package was "
+            "imported from a source tree that is not built, or its build ran without the "
+            "operators; build with: pip install --no-build-isolation ."
+        )
+    try:
+        torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise ImportError(
+            f"sift_attention: {_LIBRARY} could not be loaded ({versions}): {error}. It needs torch "
+            "2.11 or newer, and a platform like the one it was built on; rebuild with: "
+            "pip install --no-build-isolation ."
+        ) from error
+
+
+def _fake_decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    scale: float,
+    seq_lens: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    v_sum: Tensor | None = None,
+    residual: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    block_table: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, num_q_heads, _ = q.shape
+    num_kv_heads = k.shape[1 if block_table is None else 2]
+    return (
+        q.new_empty(q.shape),
+        q.new_empty((batch, num_q_heads), dtype=torch.float32),
+        q.new_empty((batch, num_q_heads), dtype=torch.float32),
+        q.new_empty((batch, num_kv_heads), dtype=torch.int32),
+    )
+
+
+def _fake_score_quantile(
+    q: Tensor,
+    k: Tensor,
+    lengths: Tensor,
+    quantile: float,
+    scale: float,
+    key_mask: Tensor | None = None,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    block_table: Tensor | None = None,
+) -> Tensor:
+    return q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _fake_fit_power_law(
+    lengths: Tensor, quantiles: Tensor, beta: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = quantiles.shape[:2]
+    return (
+        quantiles.new_empty(shape),
+        quantiles.new_empty(shape),
+        quantiles.new_empty(shape, dtype=torch.bool),
+    )
+
+
+def _register(op: str, fake: Callable[..., Any]) -> None:
+    def refuse_gradients(ctx: Any, inputs: Any, output: Any) -> NoReturn:
+        raise RuntimeError(
+            f"{op}: gradients are not supported, call it under torch.no_grad() or detach its inputs"
+        )
+
+    def backward(ctx: Any, *gradients: Any) -> None:
+        """Never reached, but register_autograd asks for it."""
+
+    torch.library.register_fake(f"sift_attention::{op}", fake)
+    torch.library.register_autograd(
+        f"sift_attention::{op}", backward, setup_context=refuse_gradients
+    )
+
+
+_load()
+_register("decode", _fake_decode)
+_register("score_quantile", _fake_score_quantile)
+_register("fit_power_law", _fake_fit_power_law)
