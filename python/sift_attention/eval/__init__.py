@@ -1,0 +1,1 @@
+"""Quality evaluation without downloads: recall tasks, real text, teacher-forced scoring."""
