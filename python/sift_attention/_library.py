@@ -22,7 +22,7 @@ def _load() -> None:
             "operators; build with: pip install --no-build-isolation ."
         )
     try:
-        torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
+        torch.ops.load_library(_LIBRARY)
     except OSError as error:
         raise ImportError(
             f"sift_attention: {_LIBRARY} could not be loaded ({versions}): {error}. It needs torch "

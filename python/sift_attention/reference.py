@@ -82,6 +82,31 @@ def log_probabilities(
     return log_p, lse, (sink[..., 0] - lse).exp().nan_to_num(0.0)
 
 
+def loaded_keys(log_p: Tensor, attended: Tensor, theta: Tensor, num_kv_heads: int) -> Tensor:
+    """The keys whose value rows are loaded, one set per key/value head.
+
+    Args:
+        log_p (Tensor[B, HQ, N]): see `log_probabilities`.
+        attended (Tensor[B, N], bool): see `attended_keys`.
+        theta (Tensor, broadcastable to [B, HQ]): 0 keeps every attended key.
+        num_kv_heads (int): HK.
+
+    Returns:
+        Tensor[B, HK, N]: bool.
+    """
+    batch, num_q_heads, capacity = log_p.shape
+    group_size = num_q_heads // num_kv_heads
+    alive = ~(log_p == -math.inf).all(dim=-1, keepdim=True)
+    passed = ~(log_p.exp() <= theta[..., None]) | (theta[..., None] == 0.0)
+    wanted = attended[:, None] & alive & passed
+    loaded = wanted.reshape(batch, num_kv_heads, group_size, capacity).any(dim=2)
+    if capacity == 0:
+        return loaded
+    best = log_p.reshape(batch, num_kv_heads, group_size, capacity).amax(dim=2)
+    largest = one_hot(best.argmax(dim=-1), capacity).bool() & (best > -math.inf)
+    return torch.where(loaded.any(dim=-1, keepdim=True), loaded, largest)
+
+
 def decode(
     q: Tensor,
     k: Tensor,
@@ -102,34 +127,24 @@ def decode(
     residual = residual or ("mean" if v_sum is not None else "renormalize")
     attended = attended_keys(k, seq_lens, key_mask, block_table, batch=q.shape[0])
     k, v = gather_rows(k, block_table), gather_rows(v, block_table).double()
-    batch, num_kv_heads, capacity, _ = k.shape
-    group_size = q.shape[1] // num_kv_heads
-    by_group = (batch, num_kv_heads, group_size, capacity)
+    num_kv_heads, group_size = k.shape[1], q.shape[1] // k.shape[1]
 
     log_p, lse, sink_mass = (
         row[:, :, 0]
         for row in log_probabilities(q[:, :, None], k, attended[:, None], scale, softcap, sinks)
     )
-    p = log_p.exp()
-    alive = ~(log_p == -math.inf).all(dim=-1, keepdim=True)
     length = attended.sum(dim=1)
-    theta = (law or PowerLaw.exact()).theta(length[:, None])[..., None]
-    wanted = attended[:, None] & alive & (~(p <= theta) | (theta == 0.0))
-
-    loaded = wanted.reshape(by_group).any(dim=2)  # [B, HK, N]
-    if capacity > 0:
-        largest = log_p.reshape(by_group).amax(dim=2).argmax(dim=-1)
-        none_passed = alive.reshape(*by_group[:3], 1).any(dim=2) & ~loaded.any(-1, keepdim=True)
-        loaded = loaded | (none_passed & (one_hot(largest, capacity) > 0))
+    theta = (law or PowerLaw.exact()).theta(length[:, None])
+    loaded = loaded_keys(log_p, attended, theta, num_kv_heads)
     num_loaded = loaded.sum(dim=-1)
 
-    p = p.masked_fill(~loaded.repeat_interleave(group_size, dim=1), 0.0)
+    p = log_p.exp().masked_fill(~loaded.repeat_interleave(group_size, dim=1), 0.0)
     rows = v.masked_fill(~loaded[..., None], 0.0).repeat_interleave(group_size, dim=1)
     out = (p[..., None, :] @ rows)[..., 0, :]
     kept_mass = p.sum(dim=-1)
     complete = (num_loaded == length[:, None]).repeat_interleave(group_size, dim=1)
     dropped = (1.0 - kept_mass - sink_mass).clamp(min=0.0)
-    dropped = dropped.masked_fill(complete | ~alive[..., 0], 0.0)[..., None]
+    dropped = dropped.masked_fill(complete | (log_p == -math.inf).all(dim=-1), 0.0)[..., None]
     if residual == "mean" and v_sum is not None:
         v_mean = (v_sum.double() / length[:, None, None]).repeat_interleave(group_size, dim=1)
         out = torch.where(dropped == 0.0, out, out + dropped * v_mean)
