@@ -154,19 +154,18 @@ void check_law(const Checker& checker, const char* name, const Tensor& factor,
 DecodeParams check_decode(const Tensor& q, const Tensor& k, const Tensor& v,
                           const Tensor& log_alpha, const Tensor& beta, double scale,
                           const std::optional<Tensor>& seq_lens,
-                          const std::optional<Tensor>& key_mask,
-                          const std::optional<Tensor>& v_sum, int64_t residual, double softcap,
-                          const std::optional<Tensor>& sinks,
+                          const std::optional<Tensor>& key_mask, const std::optional<Tensor>& v_sum,
+                          int64_t residual, double softcap, const std::optional<Tensor>& sinks,
                           const std::optional<Tensor>& block_table) {
   const Checker checker("decode");
   check_q_dtype(checker, q);
   checker.rank("q", q, 3, "[B, HQ, D]");
-  const Attention attention = check_attention(checker, q, k, scale, seq_lens, key_mask, softcap,
-                                              sinks, block_table);
+  const Attention attention =
+      check_attention(checker, q, k, scale, seq_lens, key_mask, softcap, sinks, block_table);
   const std::span<const int64_t> k_sizes = shape_of(k).sizes;
   checker.dtype("v", v, q.scalar_type());
-  checker.require(std::ranges::equal(shape_of(v).sizes, k_sizes), "v must have the shape of k = ",
-                  Shape{k_sizes}, ", got ", shape_of(v));
+  checker.require(std::ranges::equal(shape_of(v).sizes, k_sizes),
+                  "v must have the shape of k = ", Shape{k_sizes}, ", got ", shape_of(v));
   checker.last_stride_is_one("v", v);
   check_law(checker, "log_alpha", log_alpha, attention);
   check_law(checker, "beta", beta, attention);
@@ -210,8 +209,8 @@ ScoreQuantileParams check_score_quantile(const Tensor& q, const Tensor& k, const
   const Checker checker("score_quantile");
   check_q_dtype(checker, q);
   checker.rank("q", q, 4, "[B, HQ, R, D]");
-  const Attention attention = check_attention(checker, q, k, scale, std::nullopt, key_mask, softcap,
-                                              sinks, block_table);
+  const Attention attention =
+      check_attention(checker, q, k, scale, std::nullopt, key_mask, softcap, sinks, block_table);
   checker.dtype("lengths", lengths, ScalarType::Int);
   checker.shape("lengths", lengths, {attention.batch, q.size(2)}, "[B, R]");
   checker.contiguous("lengths", lengths);

@@ -19,9 +19,8 @@ using torch::stable::Tensor;
 DecodeParams check_decode(const Tensor& q, const Tensor& k, const Tensor& v,
                           const Tensor& log_alpha, const Tensor& beta, double scale,
                           const std::optional<Tensor>& seq_lens,
-                          const std::optional<Tensor>& key_mask,
-                          const std::optional<Tensor>& v_sum, int64_t residual, double softcap,
-                          const std::optional<Tensor>& sinks,
+                          const std::optional<Tensor>& key_mask, const std::optional<Tensor>& v_sum,
+                          int64_t residual, double softcap, const std::optional<Tensor>& sinks,
                           const std::optional<Tensor>& block_table);
 
 ScoreQuantileParams check_score_quantile(const Tensor& q, const Tensor& k, const Tensor& lengths,

@@ -23,7 +23,7 @@ std::vector<double> to_doubles(const Tensor& numbers) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> fit_power_law_cpu(const Tensor& lengths, const Tensor& quantiles,
-                                                 const std::optional<double>& beta) {
+                                                     const std::optional<double>& beta) {
   using torch::headeronly::ScalarType;
   check_fit_power_law(lengths, quantiles, beta);
   const int64_t batch = quantiles.size(0);

@@ -13,8 +13,8 @@ Tensor score_quantile(const Tensor& q, const Tensor& k, const Tensor& lengths, d
                       double scale, const std::optional<Tensor>& key_mask, double softcap,
                       const std::optional<Tensor>& sinks,
                       const std::optional<Tensor>& block_table) {
-  ScoreQuantileParams params = check_score_quantile(q, k, lengths, quantile, scale, key_mask,
-                                                    softcap, sinks, block_table);
+  ScoreQuantileParams params =
+      check_score_quantile(q, k, lengths, quantile, scale, key_mask, softcap, sinks, block_table);
   Tensor quantiles = torch::stable::empty({params.batch, params.num_q_heads, params.num_rows},
                                           torch::headeronly::ScalarType::Float);
   if (quantiles.numel() > 0) {

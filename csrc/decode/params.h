@@ -5,20 +5,14 @@
 //   N  capacity in keys        S   attended keys (<= N)   D   head dimension      R  query rows
 #pragma once
 
+#include <sift_attention/residual.h>
+
 #include <cstdint>
 #include <type_traits>
 
 namespace sift {
 
 enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
-
-// What stands in for the probability mass of the value rows that were not loaded. The numbers are
-// part of the operator's schema.
-enum class Residual : int32_t {
-  kMean = 0,         // dropped mass times the mean value row
-  kRenormalize = 1,  // divide by the kept mass
-  kNone = 2,         // nothing
-};
 
 // Where the rows of K or V lie. All strides in elements; the last dimension has stride 1.
 // Contiguous or strided [B, HK, N, D]: stride_b, stride_h, stride_n.
