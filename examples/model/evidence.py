@@ -2,7 +2,7 @@
 
     python examples/model/evidence.py [MODEL]
 
-prints the result, writes MODEL/evidence.json and renews the table in MODEL/README.md if there is one.
+prints the result, writes MODEL/evidence.json and renews the table of MODEL/README.md, if any.
 """
 
 import argparse
