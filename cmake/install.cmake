@@ -3,6 +3,7 @@
 include(CMakePackageConfigHelpers)
 set(package_dir share/cmake/SiftAttention)
 set(generated_dir ${CMAKE_CURRENT_BINARY_DIR}/package)
+set(CMAKE_INSTALL_MESSAGE LAZY)
 
 install(TARGETS sift_attention EXPORT SiftAttentionTargets
   LIBRARY DESTINATION lib
