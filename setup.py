@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -36,6 +37,12 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         """Installs into python/sift_attention if editable, else into the wheel's copy of it."""
+        # Asked here as well as by CMake: an isolated build has neither torch nor pip's CMake.
+        if find_spec("torch") is None:
+            raise SystemExit(
+                "sift-attention: torch must be 2.11 or newer, got none: "
+                "install it first, then pip install --no-build-isolation."
+            )
         options = [f"-D{name}={os.environ[name]}" for name in OPTIONS if name in os.environ]
         if ninja := find_tool("ninja"):
             options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]

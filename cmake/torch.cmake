@@ -11,7 +11,6 @@ if(NOT SIFT_TORCH_DIR)
 endif()
 if(NOT torch_version VERSION_GREATER_EQUAL 2.11)
   message(FATAL_ERROR
-    "torch must be 2.11 or newer, got ${torch_version} in ${Python_EXECUTABLE} "
-    "(for pip: install torch first, then pip install --no-build-isolation).")
+    "torch must be 2.11 or newer, got ${torch_version} in ${Python_EXECUTABLE}.")
 endif()
 message(STATUS "Found torch ${torch_version}: ${SIFT_TORCH_DIR}")

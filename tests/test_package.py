@@ -80,21 +80,30 @@ def test_old_compiler(tmp_path):
     assert "The C++ compiler must support C++20 (GCC 11 and Clang 14 do), got" in output
 
 
-def test_missing_cmake(tmp_path):
+def run_setup(prelude: str) -> subprocess.CompletedProcess[str]:
+    """Runs setup.py as pip does, after some Python that takes something away."""
     program = (
-        "import runpy, sys\n"
-        f"sys.executable, sys.argv = {str(tmp_path / 'python')!r}, ['setup.py', 'build_ext']\n"
+        f"import os, runpy, sys\nsys.argv = ['setup.py', 'build_ext']\n{prelude}\n"
         "runpy.run_path('setup.py', run_name='__main__')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env={**os.environ, "PATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_setup_without_torch():
+    done = run_setup("sys.modules['torch'] = None")
     assert done.returncode != 0
-    assert "CMake must be 3.25 or newer, got none" in done.stderr
+    assert done.stderr.endswith(
+        "sift-attention: torch must be 2.11 or newer, got none: "
+        "install it first, then pip install --no-build-isolation.\n"
+    )
+
+
+def test_setup_without_cmake():
+    done = run_setup("sys.executable, os.environ['PATH'] = '/nowhere/python', '/nowhere'")
+    assert done.returncode != 0
+    assert done.stderr.endswith(
+        "sift-attention: CMake must be 3.25 or newer, got none (pip install cmake).\n"
+    )
 
 
 def test_cpp_consumer(tmp_path):
