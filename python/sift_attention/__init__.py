@@ -13,6 +13,8 @@ from .config import SiftConfig
 from .estimator import PowerLawEstimator, PowerLawFit
 from .law import DecodeStats, PowerLaw
 from .ops import decode, fit_power_law, score_quantile
+from .sdpa import scaled_dot_product_attention
+from .state import SiftState
 
 __all__ = [
     "DecodeStats",
@@ -20,11 +22,13 @@ __all__ = [
     "PowerLawEstimator",
     "PowerLawFit",
     "SiftConfig",
+    "SiftState",
     "cmake_prefix_path",
     "decode",
     "fit_power_law",
     "hf",
     "reference",
+    "scaled_dot_product_attention",
     "score_quantile",
 ]
 

@@ -1,0 +1,122 @@
+"""What the decode steps of one layer did, summed on the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .attended import AttendedKeys
+from .rows import mark_static
+
+# Why a decode step ran dense, in the order of `Counters.dense`.
+DENSE_REASONS = (
+    "skipped layer",
+    "sliding window",
+    "position bias",
+    "mask",
+    "training",
+    "gradients",
+    "dropout",
+    "dtype",
+    "head size",
+    "device",
+)
+
+
+class Counters:
+    """Running totals of one layer. Adding never waits for the device; reading does.
+
+    A step whose lengths the host knows is counted in Python, any other one on the device, so that
+    a compiled step counts without guards on Python numbers.
+
+    Args:
+        num_q_heads: HQ.
+        num_kv_heads: HK.
+        row_bytes: bytes of one K or V row of one KV head.
+        device: device of the layer.
+
+    Attributes:
+        calls (int): decode steps through the operator, counted by the host.
+        keys (int): attended keys summed over steps and sequences, counted by the host.
+        row_steps (int): decode steps summed over sequences, counted by the host.
+        compiled_calls (Tensor[], int64): as `calls`, counted by the device.
+        keys_and_steps (Tensor[2], float64): as `keys` and `row_steps`, counted by the device.
+        rows_loaded (Tensor[], int64): value rows loaded, summed over KV heads.
+        covered_mass (Tensor[], float64): probability of loaded keys and sinks, summed over heads.
+        unfitted (Tensor[], int64): heads whose law could not be fitted to the last prompt.
+        dense (Tensor[len(DENSE_REASONS)], int64): decode steps that ran dense, by reason.
+    """
+
+    def __init__(
+        self, num_q_heads: int, num_kv_heads: int, row_bytes: int, device: torch.device
+    ) -> None:
+        self.num_q_heads, self.num_kv_heads = num_q_heads, num_kv_heads
+        self.row_bytes = row_bytes
+        self.calls = self.keys = self.row_steps = 0
+        with torch.inference_mode(False):
+            self.compiled_calls = torch.zeros((), dtype=torch.int64, device=device)
+            self.keys_and_steps = torch.zeros(2, dtype=torch.float64, device=device)
+            self.rows_loaded = torch.zeros((), dtype=torch.int64, device=device)
+            self.covered_mass = torch.zeros((), dtype=torch.float64, device=device)
+            self.unfitted = torch.zeros((), dtype=torch.int64, device=device)
+            self.dense = torch.zeros(len(DENSE_REASONS), dtype=torch.int64, device=device)
+        mark_static(*self._tensors())
+
+    def reset(self) -> None:
+        """Set every total to zero, in place."""
+        self.calls = self.keys = self.row_steps = 0
+        for tensor in self._tensors():
+            tensor.zero_()
+
+    def add_dense(self, reason: str) -> None:
+        """Count one decode step that ran dense.
+
+        Args:
+            reason: one of DENSE_REASONS.
+        """
+        self.dense[DENSE_REASONS.index(reason)].add_(1)
+
+    def add(
+        self,
+        attended: AttendedKeys | int,
+        lse: Tensor,
+        kept_mass: Tensor,
+        num_loaded: Tensor,
+        sinks: Tensor | None = None,
+        active: Tensor | None = None,
+    ) -> None:
+        """Count one call of the operator.
+
+        Args:
+            attended: the keys it attended; a number when every sequence attends that many.
+            lse (Tensor[B, HQ], float32): as `decode` returns it.
+            kept_mass (Tensor[B, HQ], float32): as `decode` returns it.
+            num_loaded (Tensor[B, HK], int32): as `decode` returns it.
+            sinks (Tensor[HQ], float32, or None): as `decode` took them.
+            active (Tensor[B], bool, or None): sequences still generating; None: all.
+        """
+        if sinks is not None:
+            kept_mass = kept_mass + (sinks - lse).exp()
+        if isinstance(attended, int):
+            self.keys += attended * num_loaded.shape[0]
+            self.row_steps += num_loaded.shape[0]
+        else:
+            self.keys_and_steps.add_(attended.keys_and_steps(active))
+        if active is not None:
+            num_loaded, kept_mass = num_loaded * active[:, None], kept_mass * active[:, None]
+        self.rows_loaded.add_(num_loaded.sum())
+        self.covered_mass.add_(kept_mass.sum(dtype=torch.float64))
+        if torch.compiler.is_compiling():
+            self.compiled_calls.add_(1)
+        else:
+            self.calls += 1
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (
+            self.compiled_calls,
+            self.keys_and_steps,
+            self.rows_loaded,
+            self.covered_mass,
+            self.unfitted,
+            self.dense,
+        )

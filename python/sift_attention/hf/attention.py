@@ -1,0 +1,178 @@
+"""The attention function that transformers calls under the name "sift"."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from ..attended import AttendedKeys
+from ..support import obstacle
+from .cache import CacheState
+
+NAME = "sift"
+
+
+class Forward:
+    """What one forward of a model shares between its layers; lives as long as the forward.
+
+    Args:
+        cache: states of the cache in use.
+        active (Tensor[B], bool, or None): sequences that still generate; None: all.
+    """
+
+    def __init__(self, cache: CacheState, active: Tensor | None = None) -> None:
+        self.cache = cache
+        self.active = active
+        self._mask: Tensor | None = None
+        self._attended: AttendedKeys | None = None
+
+    def attended(self, mask: Tensor, key: Tensor, num_rows: int) -> AttendedKeys:
+        """The keys that a mask attends, worked out for the first layer that shows it."""
+        if self._attended is None or mask is not self._mask:
+            self._mask = mask
+            self._attended = AttendedKeys(mask, key.shape[0], num_rows, key.shape[2], key.device)
+        return self._attended
+
+
+def sift_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of one layer: sifted for one query token, dense otherwise.
+
+    Args:
+        module: the layer's attention module.
+        query (Tensor[B, HQ, R, D]): queries, any strides with a last stride of 1.
+        key (Tensor[B, HK, N, D]): keys after the cache took the new ones.
+        value (Tensor[B, HK, N, DV]): values likewise.
+        attention_mask (Tensor[B, 1, R, N], bool or additive, or None): attended keys.
+        scaling: factor of the scores; None: 1/sqrt(D).
+        dropout: of the probabilities, while training.
+        **kwargs: of the model; `sift_state` is the Forward that `enable` adds.
+
+    Returns:
+        tuple: output [B, R, HQ, DV], and None.
+    """
+    forward: Forward | None = kwargs.pop("sift_state", None)
+    if forward is None and isinstance(kwargs.get("kwargs"), dict):  # pipeline parallel nests them
+        forward = kwargs["kwargs"].get("sift_state")
+    # Cross-attention shares layer_idx and also has one query token, but is not causal.
+    is_causal = getattr(module, "is_causal", False) is True and kwargs.get("is_causal") is not False
+    if forward is None or not is_causal:
+        if is_causal and query.shape[2] == 1:
+            _warn_unreached()
+        return _dense(module, query, key, value, attention_mask, scaling, dropout, kwargs)
+
+    layer_idx: int = module.layer_idx  # type: ignore[assignment]
+    state = forward.cache.layer(layer_idx, query.shape[0], query.shape[1], value)
+    reason = _why_dense(module, forward, query, key, value, attention_mask, kwargs)
+    if reason is not None:
+        if query.shape[2] == 1:
+            state.skip(reason, query, value)
+        return _dense(module, query, key, value, attention_mask, scaling, dropout, kwargs)
+
+    attended = None
+    if attention_mask is not None:
+        attended = forward.attended(attention_mask, key, query.shape[2])
+    softcap, sinks = kwargs.get("softcap") or 0.0, kwargs.get("s_aux")
+    if query.shape[2] > 1:
+        state.observe(query, key, value, attended, scale=scaling, softcap=softcap, sinks=sinks)
+        return _dense(module, query, key, value, attention_mask, scaling, dropout, kwargs)
+    out = state.decode(
+        query[:, :, 0],
+        key,
+        value,
+        attended,
+        scale=scaling,
+        softcap=softcap,
+        sinks=sinks,
+        active=forward.active,
+    )
+    return out[:, None], None
+
+
+def _why_dense(
+    module: nn.Module,
+    forward: Forward,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    kwargs: dict[str, Any],
+) -> str | None:
+    """One of `counters.DENSE_REASONS`, or None where this layer can sift."""
+    if module.layer_idx in forward.cache.config.skip_layers:
+        return "skipped layer"
+    if kwargs.get("sliding_window") is not None or module.layer_idx in forward.cache.sliding:
+        return "sliding window"
+    if kwargs.get("position_bias") is not None:
+        return "position bias"
+    if module.training:
+        return "training"
+    batch, _, num_rows, _ = query.shape
+    if mask is not None and not AttendedKeys.accepts(mask, batch, num_rows, key.shape[2]):
+        return "mask"
+    return obstacle(query, key, value)
+
+
+def _dense(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """SDPA; the model's eager attention where softcap or sinks, which SDPA would drop, matter."""
+    if kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
+        return sdpa_attention_forward(
+            module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    num_rows = query.shape[2]
+    if mask is None and num_rows > 1:  # always an empty cache: causal from the upper left
+        key, value = key[:, :, :num_rows], value[:, :, :num_rows]
+        mask = torch.ones(num_rows, num_rows, dtype=torch.bool, device=query.device).tril()
+        mask = mask[None, None]
+    if mask is not None and mask.dtype == torch.bool:
+        hidden = torch.finfo(query.dtype).min
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, hidden)
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    out, _ = eager(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
+    return out, None
+
+
+def _warn_unreached() -> None:
+    if not torch.compiler.is_compiling():
+        warnings.warn(
+            'attn_implementation="sift" decodes dense: call the model that '
+            "sift_attention.hf.enable was given, with a cache, and not a module inside it",
+            stacklevel=3,
+        )
+
+
+def raise_unsupported(*args: Any, **kwargs: Any) -> NoReturn:
+    """Stand in for continuous batching, which would decode without masks."""
+    raise NotImplementedError(
+        "sift_attention: continuous batching is not supported; use generate(), or another "
+        "attn_implementation"
+    )
+
+
+AttentionInterface.register(NAME, sift_attention_forward)
+AttentionInterface.register(f"paged|{NAME}", raise_unsupported)
+AttentionMaskInterface.register(NAME, sdpa_mask)

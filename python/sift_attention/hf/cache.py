@@ -1,0 +1,260 @@
+"""Caches that carry the sifting states of their layers and grow without copying."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer, EncoderDecoderCache, StaticLayer
+
+from ..config import SiftConfig
+from ..state import SiftState
+from .stats import Totals
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """A dynamic cache layer whose buffers grow by half; the stock one copies all keys every step.
+
+    `keys` and `values` are views of the first S rows of the buffers. The buffers belong to this
+    layer while `keys` is the view it handed out; whatever replaces `keys` (reorder, select, repeat)
+    makes the next update copy once.
+    """
+
+    # NOTE: never define `_layer_type` here: it would replace the library's layer for every model.
+
+    keys: Any
+    values: Any
+    _key_buffer: Tensor
+    _value_buffer: Tensor
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values ([B, HK, R, D], [B, HK, R, DV]); return all of them."""
+        needs_grad = key_states.requires_grad or value_states.requires_grad
+        if torch.compiler.is_compiling() or (needs_grad and torch.is_grad_enabled()):
+            return super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.is_initialized = True
+            length = 0
+        else:
+            length = self.get_seq_length()
+        grown = length + key_states.shape[2]
+        if length == 0 or not self._owns_buffers() or grown > self._key_buffer.shape[2]:
+            self._key_buffer = _buffer(self.keys, key_states, length)
+            self._value_buffer = _buffer(self.values, value_states, length)
+        self._key_buffer[:, :, length:grown] = key_states
+        self._value_buffer[:, :, length:grown] = value_states
+        self.keys = self._view = self._key_buffer[:, :, :grown]
+        self.values = self._value_buffer[:, :, :grown]
+        return self.keys, self.values
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Drop the newest tokens; their rows in the buffers are free again."""
+        owned = self._owns_buffers()
+        super().crop(*args, **kwargs)
+        if owned:
+            self._view = self.keys
+
+    def reset(self) -> None:
+        """Return to an empty layer."""
+        # Before transformers 5.18 the stock layer zeroes its tensors but keeps their length.
+        if self.is_initialized:
+            self.keys, self.values = self.keys[:, :, :0], self.values[:, :, :0]
+
+    def _owns_buffers(self) -> bool:
+        return self.is_initialized and self.__dict__.get("_view") is self.keys
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the buffers: a copy makes its own."""
+        buffers = ("_key_buffer", "_value_buffer", "_view")
+        return {name: value for name, value in self.__dict__.items() if name not in buffers}
+
+
+def _buffer(rows: Tensor | None, new_rows: Tensor, length: int) -> Tensor:
+    """Room for half as many rows again, the first `length` copied; writable in any grad mode."""
+    batch, heads, added, dim = new_rows.shape
+    capacity = -(-3 * (length + added) // 512) * 256
+    with torch.inference_mode(False):
+        buffer = torch.empty(
+            batch, heads, capacity, dim, dtype=new_rows.dtype, device=new_rows.device
+        )
+    if rows is not None and length > 0:
+        buffer[:, :, :length] = rows
+    return buffer
+
+
+class CacheState:
+    """The sifting states of a cache's layers; a plain object, so that nothing tries to move it.
+
+    Args:
+        config: what the layers do.
+        totals: where they count; copies and pickles of a cache have none until they are adopted.
+
+    Attributes:
+        layers (dict[int, SiftState]): by `layer_idx`.
+        sliding (frozenset[int]): layers whose cache drops old keys.
+        pad_token (Tensor[] or None): what finished rows of a batch are fed; None: rows never end.
+    """
+
+    def __init__(self, config: SiftConfig, totals: Totals) -> None:
+        self.config = config
+        self.totals: Totals | None = totals
+        self.layers: dict[int, SiftState] = {}
+        self.sliding: frozenset[int] = frozenset()
+        self.pad_token: Tensor | None = None
+
+    def layer(self, layer_idx: int, batch: int, num_q_heads: int, v: Tensor) -> SiftState:
+        """The state of a layer, new where the layer or its batch is.
+
+        Args:
+            layer_idx: of the attention module; layers that share their keys have one each.
+            batch: B.
+            num_q_heads: HQ.
+            v (Tensor[B, HK, N, D]): values.
+        """
+        state = self.layers.get(layer_idx)
+        if state is None or state.log_alpha.shape != (batch, num_q_heads):
+            state = self.layers[layer_idx] = SiftState(self.config)
+            sizes = (num_q_heads, v.shape[1], v.shape[3] * v.dtype.itemsize, v.device)
+            counters = None if self.totals is None else self.totals.counters(layer_idx, *sizes)
+            state.allocate(batch, num_q_heads, v.shape[1], v.shape[3], v.dtype, v.device, counters)
+        return state
+
+    def count_in(self, totals: Totals) -> None:
+        """Count in `totals` from now on; steps may have passed unseen."""
+        unseen = self.totals is not None
+        self.totals = totals
+        for layer_idx, state in self.layers.items():
+            old = state.counters
+            state.counters = totals.counters(
+                layer_idx, old.num_q_heads, old.num_kv_heads, old.row_bytes, old.dense.device
+            )
+            state.values.is_stale |= unseen
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the totals, which belong to a model."""
+        return {**self.__dict__, "totals": None}
+
+
+class SiftingCache:
+    """Mixed into a cache's class: its layers' states follow whatever happens to its rows."""
+
+    sift_state: CacheState
+    layers: list[Any]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder the rows, for beam search."""
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._each(lambda state: state.reorder(beam_idx))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._each(lambda state: state.select(indices))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self._each(lambda state: state.repeat(repeats))
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Drop the newest tokens."""
+        self._raise_if_static()
+        length = self.get_seq_length()  # type: ignore[attr-defined]
+        super().crop(*args, **kwargs)  # type: ignore[misc]
+        removed = length - self.get_seq_length()  # type: ignore[attr-defined]
+        self._each(lambda state: state.crop(removed))
+
+    def activate_past_recording(self) -> None:
+        """Prepare for `crop`."""
+        self._raise_if_static()
+        super().activate_past_recording()  # type: ignore[misc]
+
+    def reset(self) -> None:
+        """Return to an empty cache."""
+        super().reset()  # type: ignore[misc]
+        self._each(lambda state: state.reset())
+
+    def _each(self, change: Callable[[SiftState], None]) -> None:
+        for state in self.sift_state.layers.values():
+            change(state)
+
+    def _raise_if_static(self) -> None:
+        if any(isinstance(layer, StaticLayer) for layer in self.layers):
+            raise ValueError(
+                "generate: the cache must be dynamic for assisted generation and prompt lookup, "
+                "got a static one"
+            )
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle by the stock class, since this one has no importable name."""
+        stock: Any = type(self).__mro__[2]
+        return _sifting_like, (stock,), self.__dict__
+
+
+@functools.cache
+def _sifting_class(stock: Any) -> Any:
+    return type(f"Sift{stock.__name__}", (SiftingCache, stock), {})
+
+
+def _sifting_like(stock: Any) -> Any:
+    sifting: Any = _sifting_class(stock)
+    return sifting.__new__(sifting)
+
+
+def adopt(cache: Any, config: SiftConfig, totals: Totals) -> CacheState:
+    """Give a cache sifting states, in place; again for another configuration.
+
+    Args:
+        cache (Cache): of any class; of an encoder-decoder cache, the self-attention part.
+        config: what its layers shall do.
+        totals: where they shall count.
+
+    Returns:
+        CacheState: the states it carries from now on.
+    """
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
+    state: CacheState | None = getattr(cache, "sift_state", None)
+    if state is not None and state.config is config and state.totals is totals:
+        return state
+    if state is None:
+        stock: Any = type(cache)
+        cache.__class__ = _sifting_class(stock)
+        if not getattr(cache, "offloading", False):
+            for layer in cache.layers:
+                if type(layer) is DynamicLayer:
+                    layer.__class__ = GrowingLayer
+            if cache.layer_class_to_replicate is DynamicLayer:
+                cache.layer_class_to_replicate = GrowingLayer
+    if state is None or state.config != config:
+        state = cache.sift_state = CacheState(config, totals)
+        state.sliding = frozenset(i for i, sliding in enumerate(cache.is_sliding) if sliding)
+    else:
+        state.config = config
+        state.count_in(totals)
+    return state
+
+
+def preallocate(cache: Any, num_layers: int, group_size: int) -> None:
+    """Create the states of an adopted cache's static layers, before anything is traced.
+
+    Args:
+        cache (Cache): as `adopt` took it.
+        num_layers: layers of the model; those beyond the cache's share the keys of others.
+        group_size: query heads per KV head.
+    """
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
+    static: list[Any] = [layer for layer in cache.layers if isinstance(layer, StaticLayer)]
+    if len(static) < len(cache.layers) or not all(layer.is_initialized for layer in static):
+        return
+    for layer_idx in range(num_layers):
+        values = static[min(layer_idx, len(static) - 1)].values
+        batch, num_kv_heads = values.shape[:2]
+        cache.sift_state.layer(layer_idx, batch, num_kv_heads * group_size, values)
