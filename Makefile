@@ -2,6 +2,7 @@
 #
 # On Linux a plain pip brings the CUDA build of torch; for the much smaller CPU build:
 #   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# ARGS goes to the program: make demo ARGS=--quick
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -9,6 +10,7 @@ SHELL := bash
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+ARGS ?=
 TEST_WORKERS ?= 2
 BIN := .venv/bin
 BUILD = build/cmake-$(shell $(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')
@@ -73,11 +75,12 @@ format: env  ## rewrite the sources in the house style
 
 .PHONY: demo
 demo: build  ## watch a model generate with exact and with sifted attention
-	@$(BIN)/python examples/demo.py
+	@$(BIN)/python examples/demo.py $(ARGS)
 
 .PHONY: bench
-bench: build  ## measure, and write benchmarks/results
-	@$(BIN)/python benchmarks/bench_decode.py
+bench: build  ## measure, write benchmarks/results and README's table
+	@$(BIN)/python benchmarks/bench_decode.py $(ARGS)
+	@$(BIN)/python benchmarks/readme_table.py
 
 .PHONY: clean
 clean:  ## remove what was built, but not .venv
