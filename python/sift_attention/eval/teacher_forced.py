@@ -30,8 +30,9 @@ class TeacherForced:
         kl (Tensor[B, T], float64): KL(exact || sifted) of the next token, in nats.
         delta_nll (Tensor[B, T], float64): the known token's negative log-likelihood, sifted minus
             exact, in nats.
-        exact_top1 (Tensor[B, T], int64): the exact model's most likely token.
-        sifted_top1 (Tensor[B, T], int64): the sifted model's; -1 where its logits hold a NaN.
+        exact_top1 (Tensor[B, T], int64): the exact model's most likely token; -1 where its
+            logits hold a NaN.
+        sifted_top1 (Tensor[B, T], int64): likewise of the sifted model.
         num_keys (range): attended keys of each step, the same in every window.
         loaded_fraction (Tensor[T], float64): V rows loaded over attended keys, mean over windows,
             layers and KV heads.
@@ -54,7 +55,9 @@ class TeacherForced:
     @property
     def agreement(self) -> float:
         """Share of the steps in which both models rank the same token first."""
-        return float((self.exact_top1 == self.sifted_top1).double().mean())
+        return float(
+            ((self.exact_top1 == self.sifted_top1) & (self.exact_top1 >= 0)).double().mean()
+        )
 
     def __str__(self) -> str:
         """One line of means."""
@@ -117,15 +120,15 @@ def teacher_forced(
             token = tokens[:, prefill + step, None]
             logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1]
             stats = handle.stats()
-            decode_calls += stats.decode_calls
-            sifted_calls += sum(layer.rows_loaded < layer.keys for layer in stats.layers)
-            loaded.append(stats.loaded_fraction)
-            dropped.append(stats.dropped_mass)
+            decode_calls += stats.total.decode_calls
+            sifted_calls += sum(layer.rows_loaded < layer.keys for layer in stats.layers.values())
+            loaded.append(stats.total.loaded_fraction)
+            dropped.append(stats.total.dropped_mass)
             kl.append(_kl(exact[:, step], logits))
             delta_nll.append(
                 _nll(logits, targets[:, step]) - _nll(exact[:, step], targets[:, step])
             )
-            top1.append(logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1))
+            top1.append(_top1(logits))
     if sifted_calls == 0:
         raise RuntimeError(
             f"teacher_forced: config must leave out some V row, got {config} "
@@ -134,7 +137,7 @@ def teacher_forced(
     return TeacherForced(
         kl=torch.stack(kl, 1).cpu(),
         delta_nll=torch.stack(delta_nll, 1).cpu(),
-        exact_top1=exact.argmax(-1).cpu(),
+        exact_top1=_top1(exact).cpu(),
         sifted_top1=torch.stack(top1, 1).cpu(),
         num_keys=range(prefill + 1, prefill + 1 + num_steps),
         loaded_fraction=torch.tensor(loaded, dtype=torch.float64),
@@ -166,6 +169,11 @@ def _kl(exact: Tensor, sifted: Tensor) -> Tensor:
     """KL(exact || sifted) in nats of logits [B, V], float64 [B]; impossible tokens add nothing."""
     log_p, log_q = (logits.double().log_softmax(-1) for logits in (exact, sifted))
     return (log_p.exp() * (log_p - log_q)).masked_fill(log_p == -math.inf, 0.0).sum(-1)
+
+
+def _top1(logits: Tensor) -> Tensor:
+    """Most likely token of logits [..., V], -1 where one is NaN; int64 [...]."""
+    return logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)
 
 
 def _nll(logits: Tensor, targets: Tensor) -> Tensor:
