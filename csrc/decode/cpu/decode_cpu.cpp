@@ -1,207 +1,167 @@
-// decode on the CPU, portable: one group of query heads at a time, as the formula reads.
+// decode on the CPU: who works on what, and where it lies in the caller's memory.
 #include "decode/cpu/decode_cpu.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
+#include <atomic>
+#include <memory>
+#include <vector>
 
+#include "decode/cpu/at_level.h"
+#include "decode/cpu/decode_group.h"
+#include "decode/cpu/dispatch.h"
 #include "decode/cpu/element.h"
 #include "decode/cpu/rows.h"
+#include "decode/cpu/tasks.h"
+#include "decode/cpu/workspace.h"
 
 namespace sift {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
+// A thread more must have this much of K to read to be worth waking.
+constexpr int64_t kMinBytesPerThread = 128 * 1024;
 
-// One query head: its softmax over the attended keys.
-struct Head {
-  double max = -kInfinity;
-  double sum = 0;  // of exp(score - max), sink included
-  double sink_mass = 0;
-  double kept_mass = 0;
-  double theta = 0;
-
-  bool is_empty() const { return max == -kInfinity && sum == 0; }
-  double probability(float score) const { return std::exp(score - max) / sum; }
-  bool keeps(double p) const { return theta == 0 || !(p <= theta); }
+// How the work is divided. Either a thread takes a whole group, whose scores then stay in its
+// cache, or, with few groups, the threads share the chunks of all groups.
+struct Plan {
+  int64_t group_size = 0;
+  int64_t num_groups = 0;
+  int64_t max_chunks = 0;
+  int64_t num_slots = 0;
+  bool is_split = false;
 };
 
-Head softmax(const float* scores, int64_t num_keys, const float* sink) {
-  Head head;
-  for (int64_t i = 0; i < num_keys; ++i) head.max = std::max<double>(head.max, scores[i]);
-  const bool has_key = head.max != -kInfinity;
-  if (sink != nullptr) head.max = std::max<double>(head.max, *sink);
-  if (head.max == -kInfinity) head.max = 0;
-  for (int64_t i = 0; i < num_keys; ++i) head.sum += std::exp(scores[i] - head.max);
-  if (!has_key && head.sum == 0) {
-    head.max = sink != nullptr ? *sink : -kInfinity;
-    return head;
+Plan make_plan(const DecodeParams& p, int num_threads) {
+  Plan plan;
+  if (p.num_kv_heads == 0) return plan;
+  plan.group_size = p.num_q_heads / p.num_kv_heads;
+  plan.num_groups = p.batch * p.num_kv_heads;
+  int64_t num_keys = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t length = sequence_length(p.keys, b, p.capacity);
+    plan.max_chunks = std::max(plan.max_chunks, (length + kChunkKeys - 1) / kChunkKeys);
+    num_keys += length;
   }
-  if (sink != nullptr) {
-    const double sink_weight = std::exp(*sink - head.max);
-    head.sum += sink_weight;
-    head.sink_mass = sink_weight / head.sum;
-  }
-  return head;
+  const int64_t k_bytes = num_keys * p.num_kv_heads * p.head_dim * element_bytes(p.dtype);
+  plan.num_slots = std::clamp<int64_t>(k_bytes / kMinBytesPerThread, 1, num_threads);
+  plan.is_split = plan.max_chunks > 1 && plan.num_groups < 4 * plan.num_slots &&
+                  plan.num_groups % plan.num_slots != 0;
+  return plan;
 }
 
-template <typename T>
-void decode_group(const DecodeParams& p, int64_t b, int64_t hk, float* scores) {
-  const int64_t group_size = p.num_q_heads / p.num_kv_heads;
-  const Rows rows(p.keys, b, p.capacity);
-  std::vector<int64_t> keys;
-  for (int64_t n = 0; n < rows.length; ++n) {
-    if (rows.is_attended(n)) keys.push_back(n);
-  }
-  const auto num_keys = static_cast<int64_t>(keys.size());
-  std::vector<Head> heads;
-  for (int64_t g = 0; g < group_size; ++g) {
-    const int64_t h = hk * group_size + g;
-    const T* q = static_cast<const T*>(p.q) + b * p.q_stride_b + h * p.q_stride_h;
-    float* s = scores + g * p.capacity;
-    for (int64_t i = 0; i < num_keys; ++i) {
-      const T* k = rows.row<T>(p.k, hk, keys[i]);
-      float dot = 0;
-      for (int64_t d = 0; d < p.head_dim; ++d) dot += to_float(q[d]) * to_float(k[d]);
-      s[i] = dot * p.scale;
-      if (p.softcap != 0) s[i] = p.softcap * std::tanh(s[i] / p.softcap);
+// All that is kept between the passes, in the caller's memory.
+struct Memory {
+  Memory(const DecodeParams& p, const Plan& plan, void* base) {
+    Workspace workspace(base);
+    sequences = workspace.take<Sequence>(p.batch);
+    chunk_starts = workspace.take<int32_t>(p.batch * plan.max_chunks);
+    remaining = workspace.take<std::atomic<int64_t>>(plan.num_groups);
+    const int64_t rows = plan.max_chunks * plan.group_size;
+    states.resize(plan.is_split ? plan.num_groups : plan.num_slots);
+    for (GroupState& state : states) {
+      state.scores = workspace.take<float>(rows * kScoreStride);
+      state.max = workspace.take<float>(rows);
+      state.sum = workspace.take<float>(rows);
+      state.mass = workspace.take<float>(rows);
+      state.num_loaded = workspace.take<int32_t>(plan.max_chunks);
+      state.heads = workspace.take<Head>(plan.group_size);
     }
-    Head head = softmax(s, num_keys, p.sinks != nullptr ? p.sinks + h : nullptr);
-    const int64_t row = b * p.num_q_heads + h;
-    const double log_theta = p.log_alpha[row] - p.beta[row] * std::log(double(num_keys));
-    head.theta = std::min(1.0, std::exp(log_theta));
-    if (std::isnan(log_theta)) head.theta = 0;
-    heads.push_back(head);
+    scratches.resize(plan.num_slots);
+    for (Scratch& scratch : scratches) {
+      scratch.queries = workspace.take<float>(plan.group_size * kQueryStride);
+      scratch.weights = workspace.take<float>(plan.group_size * kWeightStride);
+      scratch.thresholds = workspace.take<float>(plan.group_size);
+      scratch.positions = workspace.take<int32_t>(kChunkKeys);
+      scratch.selected = workspace.take<int32_t>(kChunkKeys + kBlockKeys);
+      scratch.rows = workspace.take<const void*>(kChunkKeys + kRowPadding);
+    }
+    bytes = workspace.bytes();
   }
 
-  // The union over the group, or its one largest key.
-  std::vector<int64_t> loaded;
-  int64_t largest = -1;
-  double largest_p = -1;
-  for (int64_t i = 0; i < num_keys; ++i) {
-    bool load = false;
-    for (int64_t g = 0; g < group_size; ++g) {
-      if (heads[g].is_empty() || heads[g].sum == 0) continue;
-      const double prob = heads[g].probability(scores[g * p.capacity + i]);
-      load = load || heads[g].keeps(prob);
-      if (prob > largest_p) {
-        largest_p = prob;
-        largest = i;
-      }
-    }
-    if (load) loaded.push_back(i);
-  }
-  if (loaded.empty() && largest >= 0) loaded.push_back(largest);
-  p.num_loaded[b * p.num_kv_heads + hk] = static_cast<int32_t>(loaded.size());
+  Sequence* sequences;              // [B]
+  int32_t* chunk_starts;            // [B][max_chunks]
+  std::atomic<int64_t>* remaining;  // [group]: chunks that the present pass has not seen
+  std::vector<GroupState> states;   // one per group if split, else one per slot
+  std::vector<Scratch> scratches;   // [slot]
+  int64_t bytes;
+};
 
-  for (int64_t g = 0; g < group_size; ++g) {
-    const int64_t row = b * p.num_q_heads + hk * group_size + g;
-    T* out = static_cast<T*>(p.out) + row * p.head_dim;
-    Head& head = heads[g];
-    if (head.sum == 0) {
-      std::fill(out, out + p.head_dim, from_float<T>(0));
-      p.lse[row] = static_cast<float>(head.max);
-      p.kept_mass[row] = 0;
-      continue;
-    }
-    std::vector<double> acc(p.head_dim, 0.0);
-    for (int64_t i : loaded) {
-      const double prob = head.probability(scores[g * p.capacity + i]);
-      head.kept_mass += prob;
-      const T* v = rows.row<T>(p.v, hk, keys[i]);
-      for (int64_t d = 0; d < p.head_dim; ++d) acc[d] += prob * to_float(v[d]);
-    }
-    const bool all_loaded = static_cast<int64_t>(loaded.size()) == num_keys;
-    double dropped = 1 - head.kept_mass - head.sink_mass;
-    if (dropped < 0 || all_loaded) dropped = 0;
-    double factor = 1;
-    if (p.residual == Residual::kRenormalize && !all_loaded) {
-      factor = head.kept_mass == 0 ? 0 : (1 - head.sink_mass) / head.kept_mass;
-    }
-    for (int64_t d = 0; d < p.head_dim; ++d) {
-      double x = acc[d] * factor;
-      if (p.residual == Residual::kMean && !all_loaded) {
-        x += dropped * p.v_sum[(b * p.num_kv_heads + hk) * p.head_dim + d] / num_keys;
-      }
-      out[d] = from_float<T>(static_cast<float>(x));
-    }
-    p.lse[row] = static_cast<float>(head.max + std::log(head.sum));
-    p.kept_mass[row] = static_cast<float>(head.kept_mass);
-  }
+void find_sequences(const DecodeParams& p, const Plan& plan, const Memory& memory,
+                    const ParallelFor& parallel_for) {
+  const bool is_scan = p.keys.key_mask != nullptr || p.keys.block_table != nullptr;
+  run_tasks(parallel_for, is_scan ? plan.num_slots : 1, p.batch, [&](int64_t, int64_t b) {
+    int32_t* chunk_starts = is_scan ? memory.chunk_starts + b * plan.max_chunks : nullptr;
+    memory.sequences[b] = find_attended_keys(p.keys, b, p.capacity, chunk_starts);
+  });
 }
 
-template <typename T>
-void quantile_row(const ScoreQuantileParams& p, int64_t b, int64_t h, int64_t r,
-                  std::vector<float>& scores) {
-  const int64_t hk = h / (p.num_q_heads / p.num_kv_heads);
-  const Rows rows(p.keys, b, p.capacity);
-  const T* q =
-      static_cast<const T*>(p.q) + b * p.q_stride_b + h * p.q_stride_h + r * p.q_stride_r;
-  const int64_t length = p.lengths[b * p.num_rows + r];
-  scores.clear();
-  for (int64_t n = 0; n < rows.length && static_cast<int64_t>(scores.size()) < length; ++n) {
-    if (!rows.is_attended(n)) continue;
-    const T* k = rows.row<T>(p.k, hk, n);
-    float dot = 0;
-    for (int64_t d = 0; d < p.head_dim; ++d) dot += to_float(q[d]) * to_float(k[d]);
-    float s = dot * p.scale;
-    if (p.softcap != 0) s = p.softcap * std::tanh(s / p.softcap);
-    scores.push_back(s);
+void decode_whole_groups(const GroupDecoder& decoder, const Plan& plan, Memory& memory,
+                         const ParallelFor& parallel_for) {
+  run_tasks(parallel_for, plan.num_slots, plan.num_groups, [&](int64_t slot, int64_t group) {
+    const GroupState& state = memory.states[slot];
+    Scratch& scratch = memory.scratches[slot];
+    const int64_t num_chunks = decoder.num_chunks(group);
+    for (int64_t c = 0; c < num_chunks; ++c) decoder.score(group, c, state, scratch);
+    decoder.merge(group, state);
+    for (int64_t c = 0; c < num_chunks; ++c) decoder.gather(group, c, state, scratch);
+    decoder.combine(group, state, scratch);
+  });
+}
+
+void decode_split_groups(const GroupDecoder& decoder, const Plan& plan, Memory& memory,
+                         const ParallelFor& parallel_for) {
+  for (int64_t group = 0; group < plan.num_groups; ++group) {
+    std::construct_at(&memory.remaining[group], decoder.num_chunks(group));
   }
-  float& result = p.quantiles[(b * p.num_q_heads + h) * p.num_rows + r];
-  result = std::numeric_limits<float>::quiet_NaN();
-  if (scores.empty()) return;
-  const auto num_keys = static_cast<int64_t>(scores.size());
-  const Head head = softmax(scores.data(), num_keys, p.sinks != nullptr ? p.sinks + h : nullptr);
-  if (std::isnan(head.sum)) return;
-  const auto rank = static_cast<int64_t>(std::floor(double(p.quantile) * double(num_keys - 1)));
-  std::nth_element(scores.begin(), scores.begin() + rank, scores.end());
-  result = head.sum == 0 ? 0 : static_cast<float>(head.probability(scores[rank]));
+  // step for every chunk; finish by the thread that comes last to a group.
+  const auto pass = [&](const auto& step, const auto& finish) {
+    const int64_t count = plan.num_groups * plan.max_chunks;
+    run_tasks(parallel_for, plan.num_slots, count, [&](int64_t slot, int64_t i) {
+      const int64_t group = i / plan.max_chunks;
+      const int64_t chunk = i % plan.max_chunks;
+      const int64_t num_chunks = decoder.num_chunks(group);
+      Scratch& scratch = memory.scratches[slot];
+      if (chunk < num_chunks) {
+        step(group, chunk, scratch);
+        if (memory.remaining[group].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+      } else if (chunk > 0 || num_chunks > 0) {
+        return;
+      }
+      finish(group, scratch);
+      memory.remaining[group].store(num_chunks, std::memory_order_relaxed);
+    });
+  };
+  const std::vector<GroupState>& states = memory.states;
+  pass([&](int64_t group, int64_t chunk,
+           Scratch& scratch) { decoder.score(group, chunk, states[group], scratch); },
+       [&](int64_t group, Scratch&) { decoder.merge(group, states[group]); });
+  pass([&](int64_t group, int64_t chunk,
+           Scratch& scratch) { decoder.gather(group, chunk, states[group], scratch); },
+       [&](int64_t group, Scratch& scratch) { decoder.combine(group, states[group], scratch); });
 }
 
 }  // namespace
 
 int64_t decode_cpu_workspace_bytes(const DecodeParams& params, int num_threads) {
-  const int64_t slots = std::min<int64_t>(num_threads, params.batch * params.num_kv_heads);
-  return slots * params.num_q_heads / std::max<int64_t>(1, params.num_kv_heads) *
-         params.capacity * static_cast<int64_t>(sizeof(float));
+  return Memory(params, make_plan(params, num_threads), nullptr).bytes;
 }
 
-void decode_cpu(const DecodeParams& p, void* workspace, int num_threads,
+void decode_cpu_at_level(const Level& level, const DecodeParams& params, void* workspace,
+                         int num_threads, const ParallelFor& parallel_for) {
+  const Plan plan = make_plan(params, num_threads);
+  if (plan.num_groups == 0) return;
+  Memory memory(params, plan, workspace);
+  find_sequences(params, plan, memory, parallel_for);
+  const GroupDecoder decoder(params, level, memory.sequences);
+  if (plan.is_split) {
+    decode_split_groups(decoder, plan, memory, parallel_for);
+  } else {
+    decode_whole_groups(decoder, plan, memory, parallel_for);
+  }
+}
+
+void decode_cpu(const DecodeParams& params, void* workspace, int num_threads,
                 const ParallelFor& parallel_for) {
-  const int64_t num_groups = p.batch * p.num_kv_heads;
-  if (num_groups == 0) return;
-  const int64_t slots = std::min<int64_t>(num_threads, num_groups);
-  const int64_t slot_floats = p.num_q_heads / p.num_kv_heads * p.capacity;
-  dispatch_dtype(p.dtype, [&](auto element) {
-    parallel_for(slots, [&](int64_t begin, int64_t end) {
-      for (int64_t slot = begin; slot < end; ++slot) {
-        for (int64_t i = slot; i < num_groups; i += slots) {
-          decode_group<decltype(element)>(p, i / p.num_kv_heads, i % p.num_kv_heads,
-                                          static_cast<float*>(workspace) + slot * slot_floats);
-        }
-      }
-    });
-  });
+  decode_cpu_at_level(active_level(), params, workspace, num_threads, parallel_for);
 }
-
-int64_t score_quantile_cpu_workspace_bytes(const ScoreQuantileParams&, int) { return 0; }
-
-void score_quantile_cpu(const ScoreQuantileParams& p, void*, int,
-                        const ParallelFor& parallel_for) {
-  dispatch_dtype(p.dtype, [&](auto element) {
-    parallel_for(p.batch * p.num_q_heads, [&](int64_t begin, int64_t end) {
-      std::vector<float> scores;
-      for (int64_t i = begin; i < end; ++i) {
-        for (int64_t r = 0; r < p.num_rows; ++r) {
-          quantile_row<decltype(element)>(p, i / p.num_q_heads, i % p.num_q_heads, r, scores);
-        }
-      }
-    });
-  });
-}
-
-std::string cpu_isa() { return "portable"; }
-std::vector<std::string> supported_cpu_isas() { return {"portable"}; }
 
 }  // namespace sift

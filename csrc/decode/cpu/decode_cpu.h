@@ -12,8 +12,8 @@ namespace sift {
 
 // Runs body(begin, end) over pieces of [0, count), on as many threads as the pool likes. Results
 // never depend on the pieces.
-using ParallelFor = std::function<void(
-    int64_t count, const std::function<void(int64_t begin, int64_t end)>& body)>;
+using ParallelFor =
+    std::function<void(int64_t count, const std::function<void(int64_t begin, int64_t end)>& body)>;
 
 // Bytes of scratch that decode_cpu needs: at most 4 * HQ * S per sequence plus 1 MB per thread.
 int64_t decode_cpu_workspace_bytes(const DecodeParams& params, int num_threads);

@@ -58,6 +58,8 @@ inline Float16 from_float<Float16>(float x) {
   return {static_cast<uint16_t>(sign | (bits + 0xfffu + (bits >> 13 & 1u)) >> 13)};
 }
 
+inline int64_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
 template <typename Body>
 void dispatch_dtype(DType dtype, const Body& body) {
   switch (dtype) {

@@ -1,42 +1,37 @@
-// Where the rows of one sequence lie, and which of them it attends.
+// Which keys a sequence attends and where its rows of K and V lie.
+//
+// The kernels count attended keys from 0 (ranks). A chunk is kChunkKeys consecutive ranks, so
+// padding on the left and masked keys in between leave no trace in the results.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "decode/params.h"
 
 namespace sift {
 
-struct Rows {
-  Rows(const AttendedKeys& attended, int64_t batch_idx, int64_t capacity)
-      : keys(attended), b(batch_idx), length(capacity) {
-    if (keys.seq_lens != nullptr) {
-      length = std::clamp<int64_t>(keys.seq_lens[b], 0, capacity);
-    }
-  }
-
-  bool is_attended(int64_t n) const {
-    if (keys.key_mask != nullptr && !keys.key_mask[b * keys.key_mask_stride_b + n]) return false;
-    if (keys.block_table == nullptr) return true;
-    const int64_t block = block_of(n);
-    return block >= 0 && block < keys.num_blocks;
-  }
-
-  template <typename T>
-  const T* row(const KVLayout& kv, int64_t hk, int64_t n) const {
-    const T* base = static_cast<const T*>(kv.data) + hk * kv.stride_h;
-    if (keys.block_table == nullptr) return base + b * kv.stride_b + n * kv.stride_n;
-    return base + block_of(n) * kv.stride_b + n % keys.block_size * kv.stride_n;
-  }
-
-  int64_t block_of(int64_t n) const {
-    return keys.block_table[b * keys.block_table_stride_b + n / keys.block_size];
-  }
-
-  AttendedKeys keys;
-  int64_t b;
-  int64_t length;
+// The attended keys of one sequence.
+struct Sequence {
+  int64_t num_keys;             // S
+  bool is_contiguous;           // the key of rank i is at position first + i
+  int32_t first;                // position of the key of rank 0
+  const int32_t* chunk_starts;  // [chunk]: position of its first key; unused if contiguous
 };
+
+// Writes chunk_starts, up to one per kChunkKeys of capacity; it may be nullptr where nothing is
+// masked or paged.
+Sequence find_attended_keys(const AttendedKeys& keys, int64_t b, int64_t capacity,
+                            int32_t* chunk_starts);
+
+// Length of sequence b before masks.
+int64_t sequence_length(const AttendedKeys& keys, int64_t b, int64_t capacity);
+
+// Positions of the keys of a chunk. Returns their number, at most kChunkKeys.
+int64_t key_positions(const AttendedKeys& keys, int64_t b, const Sequence& sequence, int64_t chunk,
+                      int32_t* positions);
+
+// Addresses of rows of one KV head, followed by kRowPadding copies of the last one.
+void row_addresses(const KVLayout& kv, const AttendedKeys& keys, int64_t element_bytes, int64_t b,
+                   int64_t hk, const int32_t* positions, int64_t num_rows, const void** rows);
 
 }  // namespace sift

@@ -1,0 +1,206 @@
+#include "decode/cpu/decode_group.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "decode/cpu/element.h"
+
+namespace sift {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// exp(log_alpha - beta ln S), at most 1. NaN counts as 0: that head decodes exactly.
+double theta(float log_alpha, float beta, int64_t num_keys) {
+  const double log_theta = log_alpha - beta * std::log(static_cast<double>(num_keys));
+  return std::isnan(log_theta) ? 0 : std::exp(std::min(log_theta, 0.0));
+}
+
+}  // namespace
+
+GroupDecoder::GroupDecoder(const DecodeParams& params, const Level& level,
+                           const Sequence* sequences)
+    : p_(params),
+      level_(level),
+      kernels_(level.rows[static_cast<int>(params.dtype)]),
+      sequences_(sequences),
+      group_size_(params.num_q_heads / params.num_kv_heads),
+      element_bytes_(element_bytes(params.dtype)) {}
+
+int64_t GroupDecoder::num_chunks(int64_t group) const {
+  return (sequence(group).num_keys + kChunkKeys - 1) / kChunkKeys;
+}
+
+int64_t GroupDecoder::first_head(int64_t group) const { return group * group_size_; }
+
+void GroupDecoder::score(int64_t group, int64_t chunk, const GroupState& state,
+                         Scratch& scratch) const {
+  const int64_t b = group / p_.num_kv_heads;
+  const int64_t hk = group % p_.num_kv_heads;
+  if (scratch.queries_of != group) {
+    for (int64_t g = 0; g < group_size_; ++g) {
+      const int64_t offset = b * p_.q_stride_b + (hk * group_size_ + g) * p_.q_stride_h;
+      kernels_.prepare_query(static_cast<const char*>(p_.q) + offset * element_bytes_, p_.head_dim,
+                             scratch.queries + g * kQueryStride);
+    }
+    scratch.queries_of = group;
+  }
+  const int64_t count = key_positions(p_.keys, b, sequence(group), chunk, scratch.positions);
+  row_addresses(p_.k, p_.keys, element_bytes_, b, hk, scratch.positions, count, scratch.rows);
+  float* scores = chunk_scores(state, chunk);
+  kernels_.score(scratch.rows, count, scratch.queries, group_size_, p_.head_dim, p_.scale, scores);
+  for (int64_t g = 0; g < group_size_; ++g) {
+    float* s = scores + g * kScoreStride;
+    if (p_.softcap != 0) level_.softcap(s, count, p_.softcap);
+    const MaxSum softmax = level_.exponentiate(s, count, s);
+    state.max[chunk * group_size_ + g] = softmax.max;
+    state.sum[chunk * group_size_ + g] = softmax.sum;
+  }
+}
+
+void GroupDecoder::merge(int64_t group, const GroupState& state) const {
+  const int64_t chunks = num_chunks(group);
+  for (int64_t g = 0; g < group_size_; ++g) {
+    Head& head = state.heads[g];
+    head.largest_score = -std::numeric_limits<float>::infinity();
+    for (int64_t c = 0; c < chunks; ++c) {
+      head.largest_score = std::max(head.largest_score, state.max[c * group_size_ + g]);
+    }
+    const int64_t row = first_head(group) + g;
+    const double sink = p_.sinks == nullptr ? -kInfinity : p_.sinks[row % p_.num_q_heads];
+    head.reference = std::max<double>(head.largest_score, sink);
+    if (head.reference == -kInfinity) head.reference = 0;
+
+    double key_sum = 0;
+    for (int64_t c = 0; c < chunks; ++c) {
+      const double max = state.max[c * group_size_ + g];
+      const double sum = state.sum[c * group_size_ + g];
+      // A chunk without a score above -inf: 0, or NaN.
+      key_sum += max == -kInfinity ? sum : sum * std::exp(max - head.reference);
+    }
+    const double sink_weight = std::exp(sink - head.reference);
+    head.sum = key_sum + sink_weight;
+    head.sink_mass = sink_weight / head.sum;
+    p_.lse[row] = static_cast<float>(head.reference + std::log(head.sum));
+    if (key_sum == 0) {  // nothing to want
+      head.threshold = kInfinity;
+      head.largest_p = -1;
+      continue;
+    }
+    const double theta_h = theta(p_.log_alpha[row], p_.beta[row], sequence(group).num_keys);
+    head.threshold = theta_h == 0 ? -1 : theta_h * head.sum;
+    head.largest_p = std::exp(head.largest_score - head.reference) / head.sum;
+  }
+}
+
+void GroupDecoder::gather(int64_t group, int64_t chunk, const GroupState& state,
+                          Scratch& scratch) const {
+  for (int64_t g = 0; g < group_size_; ++g) {
+    const Head& head = state.heads[g];
+    scratch.thresholds[g] = static_cast<float>(
+        head.threshold * std::exp(head.reference - state.max[chunk * group_size_ + g]));
+  }
+  const int64_t count = std::min(kChunkKeys, sequence(group).num_keys - chunk * kChunkKeys);
+  const int64_t selected =
+      level_.select(chunk_scores(state, chunk), count, group_size_, scratch.thresholds,
+                    scratch.selected, scratch.weights, state.mass + chunk * group_size_);
+  load(group, chunk, selected, state, scratch);
+}
+
+// The sums over the selected rows of V, into the place of the chunk's exponentials.
+void GroupDecoder::load(int64_t group, int64_t chunk, int64_t count, const GroupState& state,
+                        Scratch& scratch) const {
+  state.num_loaded[chunk] = static_cast<int32_t>(count);
+  if (count == 0) return;
+  const int64_t b = group / p_.num_kv_heads;
+  const int64_t hk = group % p_.num_kv_heads;
+  key_positions(p_.keys, b, sequence(group), chunk, scratch.positions);
+  for (int64_t i = 0; i < count; ++i) {
+    scratch.positions[i] = scratch.positions[scratch.selected[i]];  // selected[i] >= i
+  }
+  row_addresses(p_.v, p_.keys, element_bytes_, b, hk, scratch.positions, count, scratch.rows);
+  kernels_.accumulate(scratch.rows, count, scratch.weights, group_size_, p_.head_dim,
+                      chunk_scores(state, chunk));
+}
+
+// Nothing passed: the one key with the group's largest p, the first of equals.
+void GroupDecoder::load_largest(int64_t group, const GroupState& state, Scratch& scratch) const {
+  double largest_p = -1;
+  for (int64_t g = 0; g < group_size_; ++g) {
+    largest_p = std::max(largest_p, state.heads[g].largest_p);
+  }
+  if (largest_p < 0) return;  // no head has one
+  for (int64_t c = 0; c < num_chunks(group); ++c) {
+    const float* exps = chunk_scores(state, c);
+    int64_t first = kChunkKeys;
+    for (int64_t g = 0; g < group_size_; ++g) {
+      const Head& head = state.heads[g];
+      if (head.largest_p != largest_p) continue;
+      if (state.max[c * group_size_ + g] != head.largest_score) continue;
+      const float* e = exps + g * kScoreStride;
+      first = std::min<int64_t>(first, std::find(e, e + kChunkKeys, 1.0f) - e);
+    }
+    if (first == kChunkKeys) continue;
+    for (int64_t g = 0; g < group_size_; ++g) {
+      scratch.weights[g * kWeightStride] = exps[g * kScoreStride + first];
+      state.mass[c * group_size_ + g] = exps[g * kScoreStride + first];
+    }
+    scratch.selected[0] = static_cast<int32_t>(first);
+    load(group, c, 1, state, scratch);
+    return;
+  }
+}
+
+void GroupDecoder::combine(int64_t group, const GroupState& state, Scratch& scratch) const {
+  const int64_t chunks = num_chunks(group);
+  const auto count_loaded = [&] {
+    int64_t count = 0;
+    for (int64_t c = 0; c < chunks; ++c) count += state.num_loaded[c];
+    return count;
+  };
+  if (count_loaded() == 0) load_largest(group, state, scratch);
+  const int64_t num_loaded = count_loaded();
+  p_.num_loaded[group] = static_cast<int32_t>(num_loaded);
+  dispatch_dtype(p_.dtype, [&](auto element) {
+    for (int64_t g = 0; g < group_size_; ++g) {
+      write_head<decltype(element)>(group, g, num_loaded, state);
+    }
+  });
+}
+
+template <typename T>
+void GroupDecoder::write_head(int64_t group, int64_t g, int64_t num_loaded,
+                              const GroupState& state) const {
+  const Head& head = state.heads[g];
+  const int64_t row = first_head(group) + g;
+  const int64_t num_keys = sequence(group).num_keys;
+  double sums[kMaxHeadDim] = {};
+  double kept_mass = 0;
+  const bool has_key = !(head.largest_p < 0);
+  for (int64_t c = 0; has_key && c < num_chunks(group); ++c) {
+    if (state.num_loaded[c] == 0) continue;
+    const double weight = std::exp(state.max[c * group_size_ + g] - head.reference) / head.sum;
+    const float* x = chunk_scores(state, c) + g * kScoreStride;
+    for (int64_t d = 0; d < p_.head_dim; ++d) sums[d] += weight * x[d];
+    kept_mass += weight * state.mass[c * group_size_ + g];
+  }
+  p_.kept_mass[row] = static_cast<float>(kept_mass);
+
+  // What the keys that were not loaded leave behind.
+  const double dropped = num_loaded < num_keys ? std::max(1 - kept_mass - head.sink_mass, 0.0) : 0;
+  if (has_key && dropped != 0) {
+    if (p_.residual == Residual::kMean) {
+      const float* v_sum = p_.v_sum + group * p_.head_dim;
+      const double weight = dropped / static_cast<double>(num_keys);
+      for (int64_t d = 0; d < p_.head_dim; ++d) sums[d] += weight * v_sum[d];
+    } else if (p_.residual == Residual::kRenormalize) {
+      const double factor = kept_mass == 0 ? 0 : (1 - head.sink_mass) / kept_mass;
+      for (int64_t d = 0; d < p_.head_dim; ++d) sums[d] *= factor;
+    }
+  }
+  T* out = static_cast<T*>(p_.out) + row * p_.head_dim;
+  for (int64_t d = 0; d < p_.head_dim; ++d) out[d] = from_float<T>(static_cast<float>(sums[d]));
+}
+
+}  // namespace sift

@@ -1,0 +1,135 @@
+#include "decode/cpu/rows.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "decode/cpu/level.h"
+
+namespace sift {
+namespace {
+
+// Calls visit(begin, end) for the stretches of positions in [begin, length) that have a row.
+// Stops when it returns false.
+template <typename Visit>
+void for_each_mapped(const AttendedKeys& keys, int64_t b, int64_t begin, int64_t length,
+                     const Visit& visit) {
+  if (keys.block_table == nullptr) {
+    if (begin < length) visit(begin, length);
+    return;
+  }
+  const int32_t* table = keys.block_table + b * keys.block_table_stride_b;
+  while (begin < length) {
+    const int64_t block = begin / keys.block_size;
+    const int64_t end = std::min(length, (block + 1) * keys.block_size);
+    const bool is_mapped = table[block] >= 0 && table[block] < keys.num_blocks;
+    if (is_mapped && !visit(begin, end)) return;
+    begin = end;
+  }
+}
+
+// key_mask of sequence b as bytes: whatever is not 0 is attended.
+const uint8_t* mask_row(const AttendedKeys& keys, int64_t b) {
+  if (keys.key_mask == nullptr) return nullptr;
+  return reinterpret_cast<const uint8_t*>(keys.key_mask) + b * keys.key_mask_stride_b;
+}
+
+}  // namespace
+
+int64_t sequence_length(const AttendedKeys& keys, int64_t b, int64_t capacity) {
+  if (keys.seq_lens == nullptr) return capacity;
+  return std::clamp<int64_t>(keys.seq_lens[b], 0, capacity);
+}
+
+Sequence find_attended_keys(const AttendedKeys& keys, int64_t b, int64_t capacity,
+                            int32_t* chunk_starts) {
+  const int64_t length = sequence_length(keys, b, capacity);
+  const uint8_t* mask = mask_row(keys, b);
+  int64_t num_keys = 0;
+  int64_t first = 0;
+  int64_t last = -1;
+  // Appends `count` attended keys; position_of(i) finds the i-th of them.
+  const auto append = [&](int64_t count, const auto& position_of) {
+    if (num_keys == 0) first = position_of(0);
+    int64_t chunk = (num_keys + kChunkKeys - 1) / kChunkKeys;
+    for (; chunk_starts != nullptr && chunk * kChunkKeys < num_keys + count; ++chunk) {
+      chunk_starts[chunk] = static_cast<int32_t>(position_of(chunk * kChunkKeys - num_keys));
+    }
+    num_keys += count;
+  };
+  for_each_mapped(keys, b, 0, length, [&](int64_t begin, int64_t end) {
+    if (mask == nullptr) {
+      append(end - begin, [&](int64_t i) { return begin + i; });
+      last = end - 1;
+      return true;
+    }
+    for (int64_t block = begin; block < end; block += kBlockKeys) {
+      const int64_t size = std::min(kBlockKeys, end - block);
+      uint8_t count = 0;
+      for (int64_t i = 0; i < size; ++i) count += mask[block + i] != 0;
+      if (count == 0) continue;
+      append(count, [&](int64_t i) {
+        int64_t n = block;
+        for (int64_t rank = -1;; ++n) {
+          rank += mask[n] != 0;
+          if (rank == i) return n;
+        }
+      });
+      last = block + size - 1;
+    }
+    return true;
+  });
+  while (mask != nullptr && last >= 0 && mask[last] == 0) --last;
+  return {num_keys, last - first + 1 == num_keys, static_cast<int32_t>(first), chunk_starts};
+}
+
+int64_t key_positions(const AttendedKeys& keys, int64_t b, const Sequence& sequence, int64_t chunk,
+                      int32_t* positions) {
+  const int64_t count = std::min(kChunkKeys, sequence.num_keys - chunk * kChunkKeys);
+  if (sequence.is_contiguous) {
+    const auto first = static_cast<int32_t>(sequence.first + chunk * kChunkKeys);
+    for (int32_t i = 0; i < count; ++i) positions[i] = first + i;
+    return count;
+  }
+  const uint8_t* mask = mask_row(keys, b);
+  int64_t found = 0;
+  // The chunk's keys exist, so the search ends before any length.
+  for_each_mapped(keys, b, sequence.chunk_starts[chunk], INT32_MAX,
+                  [&](int64_t begin, int64_t end) {
+                    for (int64_t n = begin; n < end && found < count; ++n) {
+                      positions[found] = static_cast<int32_t>(n);
+                      found += mask == nullptr || mask[n] != 0;
+                    }
+                    return found < count;
+                  });
+  return count;
+}
+
+void row_addresses(const KVLayout& kv, const AttendedKeys& keys, int64_t element_bytes, int64_t b,
+                   int64_t hk, const int32_t* positions, int64_t num_rows, const void** rows) {
+  const char* head = static_cast<const char*>(kv.data) + hk * kv.stride_h * element_bytes;
+  const int64_t row_bytes = kv.stride_n * element_bytes;
+  const int64_t outer_bytes = kv.stride_b * element_bytes;
+  if (keys.block_table == nullptr) {
+    const char* base = head + b * outer_bytes;
+    for (int64_t i = 0; i < num_rows; ++i) rows[i] = base + positions[i] * row_bytes;
+  } else {
+    const int32_t* table = keys.block_table + b * keys.block_table_stride_b;
+    const auto fill = [&](const auto& block_of) {
+      for (int64_t i = 0; i < num_rows; ++i) {
+        const int64_t block = block_of(positions[i]);
+        const int64_t within = positions[i] - block * keys.block_size;
+        rows[i] = head + table[block] * outer_bytes + within * row_bytes;
+      }
+    };
+    const auto block_size = static_cast<uint32_t>(keys.block_size);
+    if (std::has_single_bit(block_size)) {
+      const int shift = std::countr_zero(block_size);
+      fill([=](int32_t n) { return n >> shift; });
+    } else {
+      fill([=](int32_t n) { return static_cast<uint32_t>(n) / block_size; });
+    }
+  }
+  std::fill_n(rows + num_rows, kRowPadding, rows[num_rows - 1]);
+}
+
+}  // namespace sift
