@@ -114,9 +114,9 @@ Attention check_attention(const Checker& checker, const Tensor& q, const Tensor&
   } else {
     checker.shape("k", k, {batch, num_kv_heads, capacity, head_dim}, "[B, HK, N, D]");
   }
-  checker.require(num_kv_heads > 0 && num_q_heads % num_kv_heads == 0,
-                  "the heads of q must be a multiple of the heads of k, got ", num_q_heads, " and ",
-                  num_kv_heads);
+  checker.require(num_kv_heads > 0 && num_q_heads > 0 && num_q_heads % num_kv_heads == 0,
+                  "the heads of q must be a positive multiple of the heads of k, got ", num_q_heads,
+                  " and ", num_kv_heads);
   checker.require(capacity <= std::numeric_limits<int32_t>::max(),
                   "k must hold at most 2147483647 keys per sequence, got ", capacity);
   checker.last_stride_is_one("k", k);

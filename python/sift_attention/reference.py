@@ -203,9 +203,9 @@ def fit_power_law(
     dx = torch.where(present, x - x_mean[..., None], 0.0)
     if beta is None:
         slope = -(dx * y).sum(-1) / (dx * dx).sum(-1)
-        longest = torch.where(present, x, -math.inf).amax(-1)
-        shortest = torch.where(present, x, math.inf).amin(-1)
-        wide_enough = longest - shortest >= math.log(min_length_ratio)
+        longer, shorter = lengths[:, :, None], lengths[:, None]
+        spans = (shorter != 0) & (longer >= min_length_ratio * shorter)
+        wide_enough = spans.flatten(1).any(dim=1, keepdim=True)
     else:
         slope = torch.full_like(y_mean, beta)
         wide_enough = torch.ones_like(count, dtype=torch.bool)

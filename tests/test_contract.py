@@ -1,0 +1,234 @@
+"""How the operators live with PyTorch: schemas, fakes, compilation, export, gradients."""
+
+import itertools
+
+import pytest
+import torch
+
+import sift_attention as sift
+from cases import DTYPES, LAYOUTS, Case, make_call, make_score_quantile_args, strided_copy
+
+OPS = torch.ops.sift_attention
+
+SCHEMAS = {
+    "decode": "(Tensor q, Tensor k, Tensor v, Tensor log_alpha, Tensor beta, float scale, "
+    "Tensor? seq_lens=None, Tensor? key_mask=None, Tensor? v_sum=None, int residual=0, "
+    "float softcap=0., Tensor? sinks=None, Tensor? block_table=None) "
+    "-> (Tensor out, Tensor lse, Tensor kept_mass, Tensor num_loaded)",
+    "score_quantile": "(Tensor q, Tensor k, Tensor lengths, float quantile, float scale, "
+    "Tensor? key_mask=None, float softcap=0., Tensor? sinks=None, Tensor? block_table=None) "
+    "-> Tensor",
+    "fit_power_law": "(Tensor lengths, Tensor quantiles, float? beta=None) "
+    "-> (Tensor log_alpha, Tensor beta, Tensor ok)",
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_schema(op):
+    """Exported programs keep calling this signature: add arguments last, with defaults."""
+    assert str(getattr(OPS, op).default._schema) == f"sift_attention::{op}{SCHEMAS[op]}"
+
+
+def decode_args(case: Case) -> tuple[tuple, dict]:
+    call = make_call(case)
+    options = dict(call.options)
+    options["residual"] = {"mean": 0, "renormalize": 1, "none": 2}[options["residual"]]
+    law = call.law or sift.PowerLaw.exact()
+    log_alpha, beta = (
+        torch.as_tensor(factor).expand(case.batch, case.num_q_heads).contiguous()
+        for factor in (law.log_alpha, law.beta)
+    )
+    return (call.q, call.k, call.v, log_alpha, beta, 0.125), options
+
+
+OPCHECK_CASES = [
+    *(
+        Case(dtype=dtype, layout=layout, batch=1)
+        for dtype, layout in itertools.product(DTYPES, LAYOUTS)
+    ),
+    Case(residual="renormalize"),
+    Case(residual="none", law="exact"),
+    Case(seq_lens=(130, 7)),
+    Case(masked=True, layout="strided"),
+    Case(softcap=5.0),
+    Case(sinks=True),
+    Case(seq_lens=(130, 0), masked=True, softcap=5.0, sinks=True, layout="paged"),
+]
+
+
+@pytest.mark.parametrize("case", OPCHECK_CASES, ids=str)
+def test_opcheck_decode(case):
+    args, options = decode_args(case)
+    clean = {
+        name: value.nan_to_num(0.0) if isinstance(value, torch.Tensor) else value
+        for name, value in options.items()
+    }
+    q, k, v, *rest = args
+    if case.layout == "strided":
+        k, v = (strided_copy(rows.nan_to_num(0.0)) for rows in (k, v))
+    else:
+        k, v = k.nan_to_num(0.0), v.nan_to_num(0.0)
+    torch.library.opcheck(OPS.decode.default, (q, k, v, *rest), clean)
+
+
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        *((layout, {"dtype": dtype}) for dtype in DTYPES for layout in LAYOUTS),
+        ("contiguous", {"masked": False}),
+        ("contiguous", {"sinks": True}),
+    ],
+)
+def test_opcheck_score_quantile(layout, options):
+    arguments = make_score_quantile_args(layout, **options)
+    arguments["k"] = arguments["k"].nan_to_num(0.0)
+    arguments["lengths"] = arguments["lengths"].clamp(min=1)  # a NaN result would not equal itself
+    torch.library.opcheck(OPS.score_quantile.default, (), {**arguments, "scale": 0.1})
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
+@pytest.mark.parametrize("beta", [None, 1.0])
+def test_opcheck_fit_power_law(dtype, beta):
+    lengths = torch.tensor([[1, 2, 4, 8], [0, 2, 20, 30]]).to(dtype)
+    torch.library.opcheck(OPS.fit_power_law.default, (lengths, torch.rand(2, 3, 4), beta))
+
+
+def attend(q, k, v, v_sum, seq_lens=None):
+    """A piece of a model around decode."""
+    law = sift.PowerLaw.uniform(2.0)
+    out, stats = sift.decode(q * 1.5, k, v, law, v_sum=v_sum, seq_lens=seq_lens, return_stats=True)
+    return out + 1.0, stats.kept_mass.sum(), stats.num_loaded
+
+
+def attend_inputs(capacity, batch=2, dtype=torch.float32):
+    call = make_call(Case(capacity=capacity, batch=batch, dtype=dtype))
+    return call.q, call.k, call.v, call.options["v_sum"]
+
+
+@pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compile(dtype, grad_mode):
+    compiled = torch.compile(attend, fullgraph=True)
+    inputs = attend_inputs(100, dtype=dtype)
+    with grad_mode():
+        for got, want in zip(compiled(*inputs), attend(*inputs), strict=True):
+            torch.testing.assert_close(got, want)
+
+
+def test_compile_once_for_all_lengths():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(attend, fullgraph=True, dynamic=True, backend=backend)
+    with torch.no_grad():
+        for capacity in range(100, 164):
+            inputs = attend_inputs(capacity)
+            assert torch.equal(compiled(*inputs)[0], attend(*inputs)[0])
+    assert len(graphs) <= 2
+
+
+def test_compile_reports_bad_arguments():
+    q, k, v, v_sum = attend_inputs(100)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"decode: k must have shape .*, got"):
+        torch.compile(attend, fullgraph=True)(q, k[..., :32], v, v_sum)
+
+
+def test_compile_the_fit():
+    def fit(lengths, quantiles):
+        law, ok = sift.fit_power_law(lengths, quantiles, 1.0)
+        return law.log_alpha + 1.0, ok
+
+    lengths, quantiles = torch.tensor([[10, 100, 1000]]).int(), torch.rand(1, 4, 3)
+    with torch.no_grad():
+        got = torch.compile(fit, fullgraph=True)(lengths, quantiles)
+    torch.testing.assert_close(got, fit(lengths, quantiles))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_keeps_the_operator(strict):
+    class Model(torch.nn.Module):
+        def forward(self, q, k, v, v_sum, seq_lens):
+            return attend(q, k, v, v_sum, seq_lens)
+
+    inputs = (*attend_inputs(100), torch.tensor([100, 64], dtype=torch.int32))
+    batch, capacity = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("capacity", min=2)
+    rows = {0: batch, 2: capacity}
+    dynamic_shapes = ({0: batch}, rows, rows, {0: batch}, {0: batch})
+    with torch.no_grad():
+        program = torch.export.export(Model(), inputs, dynamic_shapes=dynamic_shapes, strict=strict)
+    assert OPS.decode.default in [node.target for node in program.graph.nodes]
+    longer = (*attend_inputs(200, batch=3), torch.tensor([200, 0, 64], dtype=torch.int32))
+    for got, want in zip(program.module()(*longer), attend(*longer), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "v_sum", "log_alpha"])
+def test_gradients_are_refused(name):
+    call = make_call(Case(law="per_head"))
+    inputs = {"q": call.q, "k": call.k, "v": call.v, "v_sum": call.options["v_sum"]}
+    inputs["log_alpha"] = call.law.log_alpha
+    expected, _ = call.run()
+    inputs[name].requires_grad_()
+    message = r"^decode: gradients are not supported, call it under torch.no_grad\(\) or detach"
+    with pytest.raises(RuntimeError, match=message):
+        call.run()
+    with torch.no_grad():
+        assert torch.equal(call.run()[0], expected)
+    with torch.inference_mode():
+        assert torch.equal(call.run()[0], expected)
+
+
+def test_gradients_are_refused_by_the_others():
+    arguments = make_score_quantile_args("contiguous")
+    arguments["q"].requires_grad_()
+    with pytest.raises(RuntimeError, match=r"^score_quantile: gradients are not supported"):
+        sift.score_quantile(**arguments)
+    with pytest.raises(RuntimeError, match=r"^fit_power_law: gradients are not supported"):
+        sift.fit_power_law(torch.ones(1, 4).int(), torch.ones(1, 2, 4, requires_grad=True))
+
+
+def test_inference_tensors():
+    with torch.inference_mode():
+        call = make_call(Case())
+        out, _ = call.run()
+        assert out.is_inference()
+    assert torch.equal(out, make_call(Case()).run()[0])
+
+
+def test_autocast_changes_nothing():
+    call = make_call(Case())
+    expected, _ = call.run()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(call.run()[0], expected)
+
+
+def test_meta_tensors():
+    call = make_call(Case(dtype=torch.bfloat16, layout="paged"))
+    expected = call.run()
+    for name in ("q", "k", "v"):
+        setattr(call, name, getattr(call, name).to("meta"))
+    options = {
+        name: value.to("meta") if isinstance(value, torch.Tensor) else value
+        for name, value in call.options.items()
+    }
+    out, stats = call.with_options(**options).run()
+    for got, want in zip((out, *stats), (expected[0], *expected[1]), strict=True):
+        assert (got.shape, got.dtype, got.stride()) == (want.shape, want.dtype, want.stride())
+        assert got.device.type == "meta"
+
+
+def test_vmap_is_a_loop():
+    q, k, v = torch.randn(3, 2, 8, 64), torch.randn(3, 2, 2, 10, 64), torch.randn(3, 2, 2, 10, 64)
+    with torch.no_grad():
+        out = torch.func.vmap(sift.decode)(q, k, v)
+        assert torch.equal(
+            out, torch.stack([sift.decode(*row) for row in zip(q, k, v, strict=True)])
+        )

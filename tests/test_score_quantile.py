@@ -1,0 +1,113 @@
+"""The quantiles of attention rows against the reference."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sift_attention as sift
+from cases import DTYPES, LAYOUTS, make_score_quantile_args
+
+
+def assert_matches_reference(arguments):
+    got = sift.score_quantile(**arguments)
+    double = {**arguments, "q": arguments["q"].double(), "k": arguments["k"].double()}
+    expected = sift.reference.score_quantile(**double)
+    assert got.dtype == torch.float32
+    assert got.is_contiguous()
+    torch.testing.assert_close(got.double(), expected, atol=1e-6, rtol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "masked", "sinks"),
+    [
+        *((*pair, True, False) for pair in itertools.product(DTYPES, LAYOUTS)),
+        (torch.float32, "contiguous", False, False),
+        (torch.float32, "paged", True, True),
+    ],
+)
+@pytest.mark.parametrize("quantile", [0.0, 0.5, 0.95, 1.0])
+def test_matches_reference(dtype, layout, masked, sinks, quantile):
+    arguments = make_score_quantile_args(layout, dtype, masked, sinks)
+    assert_matches_reference({**arguments, "quantile": quantile})
+
+
+@pytest.mark.parametrize("options", [{"scale": 0.5}, {"softcap": 2.0}])
+def test_options(options):
+    assert_matches_reference({**make_score_quantile_args("contiguous"), **options})
+
+
+@given(
+    st.integers(1, 300),
+    st.floats(0.0, 1.0),
+    st.sampled_from([(1, 1), (4, 2), (3, 1)]),
+    st.sampled_from([32, 64, 96]),
+    st.sampled_from(DTYPES),
+)
+def test_any_length_and_quantile(length, quantile, heads, head_dim, dtype):
+    q = torch.randn(1, heads[0], 2, head_dim, dtype=dtype)
+    k = torch.randn(1, heads[1], length, head_dim, dtype=dtype)
+    lengths = torch.tensor([[length, (length + 1) // 2]], dtype=torch.int32)
+    assert_matches_reference({"q": q, "k": k, "lengths": lengths, "quantile": quantile})
+
+
+def test_rank_is_exact():
+    """0.95 * 100 is 95, although 0.95 in float32 is less."""
+    q = torch.zeros(1, 1, 1, 32)
+    q[..., 0] = 1.0
+    k = torch.zeros(1, 1, 101, 32)
+    k[..., 0] = torch.randperm(101)
+    got = sift.score_quantile(q, k, torch.tensor([[101]]).int(), 0.95, scale=0.1)
+    expected = (0.1 * torch.arange(101.0)).softmax(0)[95]
+    torch.testing.assert_close(got[0, 0, 0], expected)
+
+
+def test_keeping_above_the_quantile_keeps_its_share():
+    q, k, v = torch.randn(2, 8, 1, 64), torch.randn(2, 8, 1000, 64), torch.randn(2, 8, 1000, 64)
+    lengths = torch.full((2, 1), 1000, dtype=torch.int32)
+    theta = sift.score_quantile(q, k, lengths, 0.95)[..., 0]
+    law = sift.PowerLaw(theta.log(), 0.0)
+    _, stats = sift.decode(q[:, :, 0], k, v, law, return_stats=True)
+    assert (stats.num_loaded - 50).abs().max() <= 1
+
+
+def test_rows_without_a_sample():
+    arguments = make_score_quantile_args("contiguous")
+    lengths = arguments["lengths"]
+    lengths[0, 1] = -3
+    got = sift.score_quantile(**arguments)
+    assert torch.equal(got.isnan(), (lengths <= 0)[:, None].expand_as(got))
+    arguments["key_mask"] = torch.zeros(2, 130, dtype=torch.bool)
+    assert sift.score_quantile(**arguments).isnan().all()
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_nan_scores_come_out_as_nan(poison):
+    arguments = make_score_quantile_args("contiguous", masked=False)
+    arguments["q"][..., 0] = 1.0
+    arguments["k"][0, 1, 20, 0] = poison  # seen by the rows of 40 and 80 keys
+    got = sift.score_quantile(**arguments)
+    expected = torch.zeros(2, 8, 6, dtype=torch.bool)
+    expected[0, 4:, [3, 5]] = True
+    expected[0, :, 4] = True  # no sample
+    assert torch.equal(got.isnan(), expected)
+
+
+def test_threads_change_no_bit():
+    arguments = make_score_quantile_args("paged")
+    torch.set_num_threads(1)
+    expected = sift.score_quantile(**arguments)
+    torch.set_num_threads(2)
+    got = sift.score_quantile(**arguments)
+    assert torch.equal(got.view(torch.int32), expected.view(torch.int32))
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 4), (2, 8, 0)])
+def test_nothing_to_do(shape):
+    batch, heads, rows = shape
+    q, k = torch.randn(batch, heads, rows, 64), torch.randn(batch, 2, 10, 64)
+    lengths = torch.ones(batch, rows, dtype=torch.int32)
+    assert sift.score_quantile(q, k, lengths, 0.5).shape == shape
