@@ -52,7 +52,7 @@ test: build  ## run every test, C++ and Python, and print one summary
 test-cpp: build  ## run the C++ tests (Catch2; from Debian where there is none)
 	@has_tests() { $(BIN)/cmake $(BUILD) -DSIFT_BUILD_TESTS=ON --log-level=$$1 >/dev/null && \
 		$(BIN)/cmake --build $(BUILD) --target help | grep -q test_core; }; \
-	has_tests ERROR || { $(call apt_get,catch2); has_tests WARNING; } || exit 0; \
+	has_tests ERROR || { $(call apt_get,catch2 libsimde-dev); has_tests WARNING; } || exit 0; \
 	$(BIN)/cmake --build $(BUILD) --parallel; \
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --output-junit $(CURDIR)/build/ctest.xml
 
