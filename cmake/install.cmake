@@ -1,5 +1,5 @@
 # The installed tree, the same in a wheel (under sift_attention/) and under an install prefix:
-# lib/, include/sift_attention/, share/cmake/SiftAttention/.
+# lib/, include/sift_attention/, share/cmake/SiftAttention/ and the Python module.
 include(CMakePackageConfigHelpers)
 set(package_dir share/cmake/SiftAttention)
 set(generated_dir ${CMAKE_CURRENT_BINARY_DIR}/package)
@@ -8,6 +8,7 @@ set(CMAKE_INSTALL_MESSAGE LAZY)
 install(TARGETS sift_attention EXPORT SiftAttentionTargets
   LIBRARY DESTINATION lib
   INCLUDES DESTINATION include)
+install(TARGETS _estimator LIBRARY DESTINATION .)
 install(DIRECTORY include/sift_attention DESTINATION include FILES_MATCHING PATTERN "*.h")
 install(EXPORT SiftAttentionTargets NAMESPACE SiftAttention:: DESTINATION ${package_dir})
 

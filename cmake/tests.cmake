@@ -10,6 +10,8 @@ endif()
 
 enable_testing()
 include(Catch)
+file(GLOB SIFT_TEST_SOURCES CONFIGURE_DEPENDS tests/cpp/*.cpp)
+list(FILTER SIFT_TEST_SOURCES EXCLUDE REGEX "emulated_")
 add_executable(test_core ${SIFT_TEST_SOURCES})
 target_link_libraries(test_core PRIVATE sift_core Catch2::Catch2WithMain)
 catch_discover_tests(test_core)
