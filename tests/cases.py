@@ -195,7 +195,7 @@ CASES = [
     *(Case(sharpness=sharpness, residual=r) for sharpness in (0.0, 8.0) for r in RESIDUALS),
     *(Case(shift=shift, dtype=dtype) for shift in (-1e3, 90.0) for dtype in DTYPES[:2]),
     *(Case(layout="paged", block_size=block_size, masked=True) for block_size in (1, 7, 256)),
-    *(Case(batch=0), Case(capacity=0), Case(capacity=0, sinks=True), Case(num_q_heads=0)),
+    *(Case(batch=0), Case(capacity=0), Case(capacity=0, sinks=True)),
 ]
 
 

@@ -152,7 +152,7 @@ def test_every_instruction_set(level):
     """The comparison with the reference, in a process that is held to one level."""
     here = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", here / "test_decode.py"],
+        [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", here / "test_decode.py"],
         env={**os.environ, "SIFT_CPU_ISA": level},
         capture_output=True,
         text=True,
