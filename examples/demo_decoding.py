@@ -24,7 +24,7 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 
 import sift_attention as sift
-from demo_screen import heading, say, table
+from demo_screen import WIDTH, heading, say, table
 from sift_attention.hf.cache import GrowingLayer
 
 NUM_LAYERS = 4  # of the 16: what fits the demo's time
@@ -69,7 +69,7 @@ def run(quick: bool) -> list[Decoding]:
     budget_s = 1.0 if quick else 3.0
     results = [Decoding(EXACT, 0, _seconds_per_token(model, DynamicCache(), budget_s)[0])]
     modes = [(num_keys, mode) for num_keys in lengths for mode in (SDPA, GROUPED, EXACT, SIFTED)]
-    progress = tqdm(modes, unit="mode", leave=False, disable=None)
+    progress = tqdm(modes, unit="mode", leave=False, disable=None, ncols=WIDTH)
     for num_keys, mode in progress:
         progress.set_description(f"  {mode}, {num_keys:,} keys")
         with _decoding(model, mode) as loaded_fraction:

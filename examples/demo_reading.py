@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import sift_attention as sift
 from demo_screen import TwoColumns, heading, say, table
 from sift_attention.eval.corpus import read_standard_library, standard_library_files
 from sift_attention.eval.tasks import BOS, TASKS, decode, encode
+from sift_attention.eval.teacher_forced import teacher_forced
 
 MODEL = Path(__file__).resolve().parent / "model"
 PROMPT_BYTES = 1600
@@ -28,7 +26,6 @@ class Reading:
     """What part 1 found, for the closing table."""
 
     loaded_fraction: float
-    bytes_fraction: float
     accuracy: dict[str, tuple[float, float]]  # task: exact, sifted
 
 
@@ -47,35 +44,27 @@ def run(quick: bool) -> Reading:
 
 def _read(quick: bool) -> Reading:
     heading("1  A trained byte model reads the Python standard library")
-    exact = AutoModelForCausalLM.from_pretrained(MODEL).eval()
-    sifted = copy.deepcopy(exact)
+    model = AutoModelForCausalLM.from_pretrained(MODEL).eval()
     say(
-        f"A Llama-type model of {exact.num_parameters() / 1e6:.2f} M parameters, trained by a "
+        f"A Llama-type model of {model.num_parameters() / 1e6:.2f} M parameters, trained by a "
         "script in this repository, reads a file that it has not seen and continues it. Left: "
         "dense attention of PyTorch. Right: sifted with the default SiftConfig(), which loads the "
         "value rows that a head gives more than twice uniform attention."
     )
-    with sift.hf.enabled(sifted, sift.SiftConfig()) as handle:
-        _continue_text(exact, sifted, num_tokens=160 if quick else 400)
-        print(f"\n{_traffic(handle)}")
-        handle.reset_stats()
-        accuracy = _recall(exact, sifted, length=1024 if quick else 2048)
-        print(_traffic(handle))
-        total = handle.stats().total
-    return Reading(total.loaded_fraction, total.bytes_read / total.bytes_dense, accuracy)
+    _continue_text(model, num_tokens=160 if quick else 400)
+    return _recall(model, length=1024 if quick else 2048)
 
 
-def _traffic(handle: Any) -> str:
-    total = handle.stats().total
+def _traffic(loaded_fraction: float, sifted_calls: int) -> str:
     return (
-        f"  V rows loaded: {total.loaded_fraction:.1%}    K + V bytes read: "
-        f"{total.bytes_read / total.bytes_dense:.1%} of dense    "
-        f"attention calls sifted: {total.decode_calls:,}"
+        f"  V rows loaded: {loaded_fraction:.1%}    K + V bytes read: "
+        f"{(1 + loaded_fraction) / 2:.1%} of dense    attention calls sifted: {sifted_calls:,}"
     )
 
 
-def _continue_text(exact: PreTrainedModel, sifted: PreTrainedModel, num_tokens: int) -> None:
-    """Greedy continuation of a held-out file by both models in step, printed as it grows."""
+def _continue_text(exact: PreTrainedModel, num_tokens: int) -> None:
+    """Greedy continuation of a held-out file, exact and sifted in step, printed as it grows."""
+    sifted = copy.deepcopy(exact)
     path = next(
         p for p in standard_library_files("held_out") if p.stat().st_size > 4 * PROMPT_BYTES
     )
@@ -90,30 +79,31 @@ def _continue_text(exact: PreTrainedModel, sifted: PreTrainedModel, num_tokens: 
     columns = TwoColumns("exact", "sifted")
     models, inputs, caches = (exact, sifted), [tokens, tokens], [None, None]
     num_equal, first_difference = 0, None
-    for step in range(num_tokens):
-        for i, model in enumerate(models):
-            output = model(input_ids=inputs[i], past_key_values=caches[i], use_cache=True)
-            inputs[i], caches[i] = output.logits[:, -1:].argmax(-1), output.past_key_values
-        left, right = (int(token) for token in inputs)
-        columns.add(decode(np.array([left])), decode(np.array([right])))
-        num_equal += left == right
-        if left != right and first_difference is None:
-            first_difference = step
+    with sift.hf.enabled(sifted, sift.SiftConfig()) as handle:
+        for step in range(num_tokens):
+            for i, model in enumerate(models):
+                output = model(input_ids=inputs[i], past_key_values=caches[i], use_cache=True)
+                inputs[i], caches[i] = output.logits[:, -1:].argmax(-1), output.past_key_values
+            left, right = (int(token) for token in inputs)
+            columns.add(decode(np.array([left])), decode(np.array([right])))
+            num_equal += left == right
+            if left != right and first_difference is None:
+                first_difference = step
+        total = handle.stats().total
     columns.finish()
     until = "never differ" if first_difference is None else f"first differ at {first_difference}"
     print(f"\n  Equal tokens: {num_equal} of {num_tokens}; they {until}.")
+    print(_traffic(total.loaded_fraction, total.decode_calls))
 
 
-def _recall(
-    exact: PreTrainedModel, sifted: PreTrainedModel, length: int
-) -> dict[str, tuple[float, float]]:
+def _recall(model: PreTrainedModel, length: int) -> Reading:
     """Questions about the context, teacher-forced: every token past half is one decode step."""
     half, rows_per_task = length // 2, 3
     print()
     say(
         f"Recall, {length:,} tokens each, the second half fed token by token through decode: "
         "needles are records hidden in source text, mqar lists up to 128 key-value pairs and asks "
-        "for all of them, text is the likelihood of source code."
+        "for all of them, text is source code. KL is from the exact to the sifted prediction."
     )
     print()
     rng = np.random.default_rng(11)
@@ -122,39 +112,26 @@ def _recall(
     samples = [TASKS[name](rng, length, corpus) for name in tasks]
     tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
     answers = torch.from_numpy(np.stack([sample.answers for sample in samples]))[:, half:]
-    logits = [
-        _teacher_forced(model, tokens, half, name)
-        for model, name in ((exact, "exact "), (sifted, "sifted"))
-    ]
-
     targets = tokens[:, half:]
-    top = [part.argmax(-1) for part in logits]
-    _print_answers(targets[0], answers[0], top[0][0], top[1][0], tokens[0, half - 3 :])
+    result = teacher_forced(model, tokens, prefill=half - 1)
+
+    said = (result.exact_top1, result.sifted_top1)
+    _print_answers(targets[0], answers[0], said[0][0], said[1][0], tokens[0, half - 3 :])
     rows, accuracy = [], {}
     for name in dict.fromkeys(tasks):
         chosen = torch.tensor([task == name for task in tasks])
         asked = answers[chosen]
-        same = (top[0] == top[1])[chosen].float().mean().item()
+        cells = ["", "", ""]
         if asked.any():
-            right = [(t == targets)[chosen][asked].float().mean().item() for t in top]
-            accuracy[name] = (right[0], right[1])
-            cells = [f"{int(asked.sum())} answers", *(f"{share:.1%}" for share in right)]
-        else:
-            bits = [_bits_per_token(part[chosen], targets[chosen]) for part in logits]
-            cells = [f"{asked.numel()} bytes", *(f"{b:.3f} bits/byte" for b in bits)]
-        rows.append([name, *cells, f"{same:.1%}"])
-    table(["task", "scored", "exact", "sifted", "same top token"], rows)
-    return accuracy
-
-
-def _teacher_forced(model: PreTrainedModel, tokens: Tensor, half: int, name: str) -> Tensor:
-    """Logits [B, T - half, vocabulary] that predict tokens[:, half:]."""
-    output = model(input_ids=tokens[:, :half], use_cache=True, logits_to_keep=1)
-    cache, logits = output.past_key_values, [output.logits]
-    steps = range(half, tokens.shape[1] - 1)
-    for t in tqdm(steps, desc=f"  {name}", unit="step", leave=False, disable=None):
-        logits.append(model(input_ids=tokens[:, t : t + 1], past_key_values=cache).logits)
-    return torch.cat(logits, dim=1).float()
+            exact, sifted = (float((t == targets)[chosen][asked].float().mean()) for t in said)
+            accuracy[name] = (exact, sifted)
+            cells = [f"{int(asked.sum()):,}", f"{exact:.1%}", f"{sifted:.1%}"]
+        same = float((said[0] == said[1])[chosen].float().mean())
+        rows.append([name, *cells, f"{same:.1%}", f"{float(result.kl[chosen].mean()):.5f} nats"])
+    table(["task", "answers", "exact", "sifted", "same top token", "KL per token"], rows)
+    loaded_fraction = float(result.loaded_fraction.mean())
+    print(_traffic(loaded_fraction, result.sifted_calls))
+    return Reading(loaded_fraction, accuracy)
 
 
 def _print_answers(
@@ -173,8 +150,3 @@ def _print_answers(
         right = decode(targets[value].numpy())
         rows.append([key, right, *(f"{s} {'✓' if s == right else '✗'}" for s in said)])
     table(["question", "record says", "exact", "sifted"], rows)
-
-
-def _bits_per_token(logits: Tensor, targets: Tensor) -> float:
-    nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).item()
-    return nats / math.log(2)
