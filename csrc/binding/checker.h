@@ -1,6 +1,7 @@
 // Small checks of one argument, under the name of the operator it belongs to.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>

@@ -5,9 +5,9 @@
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include "binding/checks.h"
+#include "binding/cpu_resources.h"
 
 namespace sift {
 namespace {
@@ -24,14 +24,13 @@ std::vector<double> to_doubles(const Tensor& numbers) {
 
 std::tuple<Tensor, Tensor, Tensor> fit_power_law_cpu(const Tensor& lengths, const Tensor& quantiles,
                                                      const std::optional<double>& beta) {
-  using torch::headeronly::ScalarType;
   check_fit_power_law(lengths, quantiles, beta);
   const int64_t batch = quantiles.size(0);
   const int64_t num_q_heads = quantiles.size(1);
   const auto num_rows = static_cast<size_t>(quantiles.size(2));
-  Tensor log_alphas = torch::stable::empty({batch, num_q_heads}, ScalarType::Float);
-  Tensor betas = torch::stable::empty({batch, num_q_heads}, ScalarType::Float);
-  Tensor oks = torch::stable::empty({batch, num_q_heads}, ScalarType::Bool);
+  Tensor log_alphas = allocate({batch, num_q_heads}, aoti_torch_dtype_float32());
+  Tensor betas = allocate({batch, num_q_heads}, aoti_torch_dtype_float32());
+  Tensor oks = allocate({batch, num_q_heads}, aoti_torch_dtype_bool());
 
   const std::vector<double> all_lengths = to_doubles(lengths);
   const std::vector<double> all_quantiles = to_doubles(quantiles);

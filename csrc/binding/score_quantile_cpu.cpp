@@ -15,14 +15,13 @@ Tensor score_quantile(const Tensor& q, const Tensor& k, const Tensor& lengths, d
                       const std::optional<Tensor>& block_table) {
   ScoreQuantileParams params =
       check_score_quantile(q, k, lengths, quantile, scale, key_mask, softcap, sinks, block_table);
-  Tensor quantiles = torch::stable::empty({params.batch, params.num_q_heads, params.num_rows},
-                                          torch::headeronly::ScalarType::Float);
-  if (quantiles.numel() > 0) {
-    params.quantiles = static_cast<float*>(quantiles.mutable_data_ptr());
-    const int num_threads = static_cast<int>(torch::stable::get_num_threads());
-    Tensor workspace = workspace_of(score_quantile_cpu_workspace_bytes(params, num_threads));
-    score_quantile_cpu(params, workspace.mutable_data_ptr(), num_threads, parallel_for);
-  }
+  Tensor quantiles =
+      allocate({params.batch, params.num_q_heads, params.num_rows}, aoti_torch_dtype_float32());
+  params.quantiles = static_cast<float*>(quantiles.mutable_data_ptr());
+  const auto num_threads = static_cast<int>(torch::stable::get_num_threads());
+  Tensor workspace =
+      allocate({score_quantile_cpu_workspace_bytes(params, num_threads)}, aoti_torch_dtype_uint8());
+  score_quantile_cpu(params, workspace.mutable_data_ptr(), num_threads, parallel_for);
   return quantiles;
 }
 

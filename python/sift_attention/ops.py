@@ -17,6 +17,9 @@ from .law import DecodeStats, PowerLaw
 
 Residual = Literal["mean", "renormalize", "none"]
 
+_DECODE = torch.ops.sift_attention.decode.default
+_SCORE_QUANTILE = torch.ops.sift_attention.score_quantile.default
+_FIT_POWER_LAW = torch.ops.sift_attention.fit_power_law.default
 _RESIDUALS = {"mean": 0, "renormalize": 1, "none": 2}
 _EXACT = PowerLaw.exact()
 
@@ -129,7 +132,7 @@ def decode(
         >>> sift_attention.decode(q, k, v, PowerLaw.uniform(2.0), v_sum=v.sum(2)).shape
         torch.Size([1, 8, 64])
     """
-    _check_q("decode", q, 3, "[B, HQ, D]")
+    batch, num_q_heads, head_dim = _shape_of_q("decode", q, 3, "[B, HQ, D]")
     if law is None:
         law = _EXACT
     elif not isinstance(law, PowerLaw):
@@ -141,14 +144,14 @@ def decode(
             f'decode: residual must be "mean", "renormalize" or "none", got {residual!r}'
         )
     out, *stats = _call(
-        torch.ops.sift_attention.decode.default,
+        _DECODE,
         "decode",
         q,
         k,
         v,
-        _per_head("log_alpha", law.log_alpha, q),
-        _per_head("beta", law.beta, q),
-        _default_scale(q) if scale is None else scale,
+        _per_head("log_alpha", law.log_alpha, (batch, num_q_heads), q.device),
+        _per_head("beta", law.beta, (batch, num_q_heads), q.device),
+        _default_scale(head_dim) if scale is None else scale,
         seq_lens,
         key_mask,
         None if v_sum is None else v_sum.contiguous(),
@@ -206,15 +209,15 @@ def score_quantile(
         >>> sift_attention.score_quantile(q, k, lengths, 0.95).shape
         torch.Size([1, 8, 32])
     """
-    _check_q("score_quantile", q, 4, "[B, HQ, R, D]")
+    head_dim = _shape_of_q("score_quantile", q, 4, "[B, HQ, R, D]")[3]
     result: Tensor = _call(
-        torch.ops.sift_attention.score_quantile.default,
+        _SCORE_QUANTILE,
         "score_quantile",
         q,
         k,
         lengths.contiguous(),
         quantile,
-        _default_scale(q) if scale is None else scale,
+        _default_scale(head_dim) if scale is None else scale,
         key_mask,
         softcap,
         None if sinks is None else sinks.contiguous(),
@@ -257,7 +260,7 @@ def fit_power_law(
         tensor([[1.]])
     """
     log_alpha, fitted_beta, ok = _call(
-        torch.ops.sift_attention.fit_power_law.default,
+        _FIT_POWER_LAW,
         "fit_power_law",
         lengths.contiguous(),
         quantiles.contiguous(),
@@ -266,28 +269,31 @@ def fit_power_law(
     return PowerLaw(log_alpha, fitted_beta), ok
 
 
-def _check_q(op: str, q: Tensor, rank: int, letters: str) -> None:
+def _shape_of_q(op: str, q: Tensor, rank: int, letters: str) -> torch.Size:
     if not isinstance(q, Tensor):
         raise TypeError(f"{op}: q must be a Tensor, got {type(q).__name__}")
-    if q.dim() != rank:
-        raise ValueError(f"{op}: q must have shape {letters}, got {tuple(q.shape)}")
+    shape = q.shape
+    if len(shape) != rank:
+        raise ValueError(f"{op}: q must have shape {letters}, got {tuple(shape)}")
+    return shape
 
 
-def _default_scale(q: Tensor) -> float:
-    return 1.0 / math.sqrt(max(q.shape[-1], 1))
+def _default_scale(head_dim: int) -> float:
+    return 1.0 / math.sqrt(head_dim or 1)
 
 
-def _per_head(name: str, factor: Tensor | float, q: Tensor) -> Tensor:
+def _per_head(
+    name: str, factor: Tensor | float, shape: tuple[int, int], device: torch.device
+) -> Tensor:
     """One factor of a law as [B, HQ], contiguous; untouched where it is that already."""
-    batch, num_q_heads, _ = q.shape
     if not isinstance(factor, Tensor):
-        return torch.full((batch, num_q_heads), factor, dtype=torch.float32, device=q.device)
-    if factor.shape != (batch, num_q_heads):
+        return torch.full(shape, factor, dtype=torch.float32, device=device)
+    if factor.shape != shape:
         try:
-            factor = factor.expand(batch, num_q_heads)
+            factor = factor.expand(shape)
         except RuntimeError:
             raise ValueError(
-                f"decode: {name} must be broadcastable to [B, HQ] = {(batch, num_q_heads)}, "
+                f"decode: {name} must be broadcastable to [B, HQ] = {shape}, "
                 f"got {tuple(factor.shape)}"
             ) from None
     return factor.contiguous()
@@ -296,10 +302,14 @@ def _per_head(name: str, factor: Tensor | float, q: Tensor) -> Tensor:
 def _call(op: Any, name: str, *args: Any) -> Any:
     """Calls an operator; its complaints about arguments become ValueError or TypeError."""
     try:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if (
+            torch.is_grad_enabled()
+            or torch.is_inference_mode_enabled()
+            or torch.compiler.is_compiling()
+        ):
             return op(*args)
-        # Without gradients the registered autograd, which is Python, would only pass the call on,
-        # for as much time as the rest of a short call takes.
+        # Under no_grad the registered autograd, which is Python, would only pass the call on, for
+        # as much time as the rest of a short call takes.
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
     except RuntimeError as error:
