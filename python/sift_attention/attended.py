@@ -20,6 +20,7 @@ class AttendedKeys:
         device: where to compute.
 
     Attributes:
+        capacity (int): N.
         num_keys (int): attended keys lie in [0, num_keys).
         key_mask (Tensor[B, N] or None, bool): keys that the newest row attends; None: all of them.
     """
@@ -27,6 +28,7 @@ class AttendedKeys:
     def __init__(
         self, mask: Tensor | None, batch: int, num_rows: int, capacity: int, device: torch.device
     ) -> None:
+        self.capacity = capacity
         self.num_keys = num_rows if mask is None and num_rows > 1 else capacity
         self.key_mask = None if mask is None else mask[:, 0, -1].expand(batch, -1)
         self._rows = None if mask is None else mask[:, 0].expand(batch, -1, -1)
@@ -36,7 +38,7 @@ class AttendedKeys:
         self._newest: Tensor | None = None
         self._row_lengths: Tensor | None = None
         self._keys_and_steps: Tensor | None = None
-        self._few: tuple[int, Tensor] | None = None
+        self._enough: tuple[int, Tensor] | None = None
 
     @staticmethod
     def accepts(mask: Tensor, batch: int, num_rows: int, capacity: int) -> bool:
@@ -59,9 +61,9 @@ class AttendedKeys:
 
     @property
     def previous(self) -> Tensor:
-        """S - 1, what a running sum must cover before the newest key joins (Tensor[B], int64)."""
+        """S - 1: what a running sum covers before the newest key joins (Tensor[B, 1], int64)."""
         if self._previous is None:
-            self._previous = self.count - 1
+            self._previous = self.count[:, None] - 1
         return self._previous
 
     @property
@@ -76,11 +78,11 @@ class AttendedKeys:
                 self._row_lengths = self._rows.sum(-1)
         return self._row_lengths
 
-    def fewer_than(self, min_keys: int) -> Tensor:
-        """Which sequences attend fewer than `min_keys` keys (Tensor[B, 1], bool)."""
-        if self._few is None or self._few[0] != min_keys:
-            self._few = (min_keys, (self.count < min_keys)[:, None])
-        return self._few[1]
+    def at_least(self, min_keys: int) -> Tensor:
+        """Which sequences attend at least `min_keys` keys (Tensor[B, 1], bool)."""
+        if self._enough is None or self._enough[0] != min_keys:
+            self._enough = (min_keys, (self.count >= min_keys)[:, None])
+        return self._enough[1]
 
     def keys_and_steps(self, active: Tensor | None) -> Tensor:
         """Attended keys, and sequences that attend them, for the totals of a decode step.
@@ -104,16 +106,16 @@ class AttendedKeys:
             v (Tensor[B, HK, N, DV]): values.
 
         Returns:
-            Tensor[B, HK, DV]: row 0 where no key is attended.
+            Tensor[B, HK, 1, DV]: row 0 where no key is attended.
         """
         if self.key_mask is None:
-            return v[:, :, self.num_keys - 1]
-        if self._newest is None:
+            return v[:, :, self.num_keys - 1 : self.num_keys]
+        rows = (v.shape[0], v.shape[1], 1, v.shape[3])
+        if self._newest is None or self._newest.shape != rows:
             positions = torch.arange(self.key_mask.shape[1], device=self._device)
             newest = torch.where(self.key_mask, positions, 0).amax(-1)
-            self._newest = newest[:, None, None, None]
-        index = self._newest.expand(-1, v.shape[1], 1, v.shape[3])
-        return v.gather(2, index)[:, :, 0]
+            self._newest = newest[:, None, None, None].expand(rows)
+        return v.gather(2, self._newest)
 
     def sum_values(self, v: Tensor) -> Tensor:
         """The sum of the attended value rows.

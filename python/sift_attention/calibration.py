@@ -67,8 +67,8 @@ class Calibration(BatchRows):
         mark_static(self._grid, self.lengths, self.quantiles, self.fitted, self.fitted_count)
 
     def crop(self, count: Tensor) -> None:
-        """Forget samples longer than `count` keys (Tensor[B], int64); keep the fit."""
-        self.lengths.masked_fill_(self.lengths > count[:, None], 0)
+        """Forget samples longer than `count` keys (Tensor[B, 1], int64); keep the fit."""
+        self.lengths.masked_fill_(self.lengths > count, 0)
 
     def sample_prompt(
         self,

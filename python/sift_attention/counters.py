@@ -23,11 +23,14 @@ DENSE_REASONS = (
 )
 
 
+FOLD_EVERY = 64  # steps; summing each by itself would cost more than all other bookkeeping
+
+
 class Counters:
     """Running totals of one layer. Adding never waits for the device; reading does.
 
-    A step whose lengths the host knows is counted in Python, any other one on the device, so that
-    a compiled step counts without guards on Python numbers.
+    Steps in Python keep their small results and sum them many at a time; compiled steps add to
+    tensors at once. What the host knows, it counts in Python.
 
     Args:
         num_q_heads: HQ.
@@ -53,6 +56,7 @@ class Counters:
         self.num_q_heads, self.num_kv_heads = num_q_heads, num_kv_heads
         self.row_bytes = row_bytes
         self.calls = self.keys = self.row_steps = 0
+        self._pending: list[tuple[Tensor, Tensor, Tensor | None]] = []
         with torch.inference_mode(False):
             self.compiled_calls = torch.zeros((), dtype=torch.int64, device=device)
             self.keys_and_steps = torch.zeros(2, dtype=torch.float64, device=device)
@@ -65,6 +69,7 @@ class Counters:
     def reset(self) -> None:
         """Set every total to zero, in place."""
         self.calls = self.keys = self.row_steps = 0
+        self._pending.clear()
         for tensor in self._tensors():
             tensor.zero_()
 
@@ -97,19 +102,39 @@ class Counters:
         """
         if sinks is not None:
             kept_mass = kept_mass + (sinks - lse).exp()
+        if active is not None:
+            num_loaded, kept_mass = num_loaded * active[:, None], kept_mass * active[:, None]
         if isinstance(attended, int):
             self.keys += attended * num_loaded.shape[0]
             self.row_steps += num_loaded.shape[0]
+            keys_and_steps = None
         else:
-            self.keys_and_steps.add_(attended.keys_and_steps(active))
-        if active is not None:
-            num_loaded, kept_mass = num_loaded * active[:, None], kept_mass * active[:, None]
-        self.rows_loaded.add_(num_loaded.sum())
-        self.covered_mass.add_(kept_mass.sum(dtype=torch.float64))
+            keys_and_steps = attended.keys_and_steps(active)
         if torch.compiler.is_compiling():
             self.compiled_calls.add_(1)
+            self._add_sums([num_loaded], [kept_mass], [keys_and_steps])
         else:
             self.calls += 1
+            self._pending.append((num_loaded, kept_mass, keys_and_steps))
+            if len(self._pending) == FOLD_EVERY:
+                self.fold()
+
+    def fold(self) -> None:
+        """Bring the tensors up to date."""
+        if self._pending:
+            pending, self._pending = self._pending, []
+            num_loaded, kept_mass, keys_and_steps = map(list, zip(*pending, strict=True))
+            self._add_sums(num_loaded, kept_mass, keys_and_steps)
+
+    def _add_sums(
+        self, num_loaded: list[Tensor], kept_mass: list[Tensor], keys_and_steps: list[Tensor | None]
+    ) -> None:
+        self.rows_loaded.add_(torch.cat([rows.flatten() for rows in num_loaded]).sum())
+        covered = torch.cat([mass.flatten() for mass in kept_mass])
+        self.covered_mass.add_(covered.sum(dtype=torch.float64))
+        known = [both for both in keys_and_steps if both is not None]
+        if known:
+            self.keys_and_steps.add_(torch.stack(known).sum(0))
 
     def _tensors(self) -> tuple[Tensor, ...]:
         return (

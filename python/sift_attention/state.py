@@ -170,13 +170,13 @@ class SiftState(BatchRows):
         else:
             attended = _attended_keys(mask, q.shape[0], 1, k)
             key_mask = attended.key_mask
-            exact = attended.fewer_than(self.config.min_keys)
-            uncovered = self.values.add_attended(v, attended)
-            if uncovered is not None:
-                exact = exact | uncovered
+            sifts = attended.at_least(self.config.min_keys)
+            covered = self.values.add_attended(v, attended)
+            if covered is not None:
+                sifts = covered.logical_and_(sifts)
             if not self._is_warm:
-                exact = exact | self._warm_up(q, k, attended, scale, softcap, sinks)
-            log_alpha = self.log_alpha.masked_fill(exact, -math.inf)
+                sifts = sifts & self._warm_up(q, k, attended, scale, softcap, sinks)
+            log_alpha = torch.where(sifts, self.log_alpha, self._exact)
         self._is_decoding = True
         out, lse, kept_mass, num_loaded = torch.ops.sift_attention.decode.default(
             q,
@@ -260,8 +260,8 @@ class SiftState(BatchRows):
         softcap: float,
         sinks: Tensor | None,
     ) -> Tensor:
-        """Sample an exact step; fit after the last one. Returns whether this step is exact [1]."""
-        warming = self._step < self.config.warmup_steps
+        """Sample an exact step and fit after the last one; whether the warm-up was over [1]."""
+        is_over = self._step >= self.config.warmup_steps
         if self._calibration is not None:
             self._calibration.sample_step(self._step, q, k, attended, scale, softcap, sinks)
             is_last = self._step == self.config.warmup_steps - 1
@@ -270,7 +270,7 @@ class SiftState(BatchRows):
         if not torch.compiler.is_compiling():
             self._steps_seen += 1
             self._is_warm = self._steps_seen >= self.config.warmup_steps
-        return warming
+        return is_over
 
     def _map_all(self, change: Callable[[Tensor], Tensor]) -> None:
         if self.is_allocated:

@@ -24,7 +24,7 @@ class ValueSum(BatchRows):
 
     Attributes:
         total (Tensor[B, HK, DV], float32): the sum.
-        count (Tensor[B], int64): keys that it covers.
+        count (Tensor[B, 1], int64): keys that it covers.
     """
 
     ROW_TENSORS = ("total", "count")
@@ -32,7 +32,7 @@ class ValueSum(BatchRows):
     def __init__(self, batch: int, num_kv_heads: int, value_dim: int, device: torch.device) -> None:
         with torch.inference_mode(False):
             self.total = torch.zeros(batch, num_kv_heads, value_dim, device=device)
-            self.count = torch.zeros(batch, dtype=torch.int64, device=device)
+            self.count = torch.zeros(batch, 1, dtype=torch.int64, device=device)
         mark_static(self.total, self.count)
         self._capacity = 0  # keys in the cache at the last update
         self.is_stale = True
@@ -40,7 +40,7 @@ class ValueSum(BatchRows):
     def take(self, v: Tensor, attended: AttendedKeys) -> None:
         """Sum the attended rows of v (Tensor[B, HK, N, DV]) anew."""
         self.total.copy_(attended.sum_values(v))
-        self.count.copy_(attended.count)
+        self.count.copy_(attended.count[:, None])
         self._capacity, self.is_stale = v.shape[2], False
 
     def add_newest(self, v: Tensor) -> None:
@@ -49,7 +49,7 @@ class ValueSum(BatchRows):
         if self.is_stale or num_keys != self._capacity + 1:
             torch.sum(v, dim=2, dtype=torch.float32, out=self.total)
         else:
-            self.total.add_(v[:, :, -1])
+            self.total.add_(v.select(2, -1))
         self.count.fill_(num_keys)
         self._capacity, self.is_stale = num_keys, False
 
@@ -61,18 +61,18 @@ class ValueSum(BatchRows):
             attended: the attended keys.
 
         Returns:
-            Tensor[B, 1], bool: where the sum does not cover the attended keys; None: nowhere.
+            Tensor[B, 1], bool: where the sum covers the attended keys; None: everywhere.
         """
         jumped = not torch.compiler.is_compiling() and not 0 <= v.shape[2] - self._capacity <= 1
         if self.is_stale or jumped:
             self.take(v, attended)
             return None
-        wrong = self.count != attended.previous
-        self.total.add_(attended.newest_row(v))
+        covered = self.count == attended.previous
         self.count.add_(1)
+        self.total.unsqueeze(2).add_(attended.newest_row(v))
         if not torch.compiler.is_compiling():
             self._capacity = v.shape[2]
-        return wrong[:, None]
+        return covered
 
     def crop(self, num_keys: int) -> None:
         """Forget the newest keys; the next step sums again."""

@@ -33,11 +33,20 @@ class Forward:
         self._mask: Tensor | None = None
         self._attended: AttendedKeys | None = None
 
-    def attended(self, mask: Tensor, key: Tensor, num_rows: int) -> AttendedKeys:
-        """The keys that a mask attends, worked out for the first layer that shows it."""
-        if self._attended is None or mask is not self._mask:
-            self._mask = mask
-            self._attended = AttendedKeys(mask, key.shape[0], num_rows, key.shape[2], key.device)
+    def attended(self, mask: Tensor | None, key: Tensor, num_rows: int) -> AttendedKeys | None:
+        """The keys that a mask attends, worked out for the first layer that shows it.
+
+        Returns:
+            AttendedKeys or None: None where a mask has no count of keys per row.
+        """
+        known = self._attended
+        capacity = key.shape[2]
+        if known is not None and mask is self._mask and known.capacity == capacity:
+            return known
+        if mask is not None and not AttendedKeys.accepts(mask, key.shape[0], num_rows, capacity):
+            return None
+        self._mask = mask
+        self._attended = AttendedKeys(mask, key.shape[0], num_rows, capacity, key.device)
         return self._attended
 
 
@@ -77,55 +86,47 @@ def sift_attention_forward(
         return _dense(module, query, key, value, attention_mask, scaling, dropout, kwargs)
 
     layer_idx: int = module.layer_idx  # type: ignore[assignment]
-    state = forward.cache.layer(layer_idx, query.shape[0], query.shape[1], value)
-    reason = _why_dense(module, forward, query, key, value, attention_mask, kwargs)
-    if reason is not None:
-        if query.shape[2] == 1:
-            state.skip(reason, query, value)
-        return _dense(module, query, key, value, attention_mask, scaling, dropout, kwargs)
-
+    batch, num_q_heads, num_rows, _ = query.shape
+    state = forward.cache.layer(layer_idx, batch, num_q_heads, value)
+    reason = _why_dense(module, layer_idx, forward, kwargs) or obstacle(query, key, value)
     attended = None
-    if attention_mask is not None:
-        attended = forward.attended(attention_mask, key, query.shape[2])
+    # Without a mask, the state of a single row knows all lengths from the shapes.
+    if reason is None and (
+        attention_mask is not None or num_rows > 1 or forward.active is not None
+    ):
+        attended = forward.attended(attention_mask, key, num_rows)
+        reason = "mask" if attended is None else None
     softcap, sinks = kwargs.get("softcap") or 0.0, kwargs.get("s_aux")
-    if query.shape[2] > 1:
+    if reason is None and num_rows == 1:
+        out = state.decode(
+            query.squeeze(2),
+            key,
+            value,
+            attended,
+            scale=scaling,
+            softcap=softcap,
+            sinks=sinks,
+            active=forward.active,
+        )
+        return out.unsqueeze(1), None
+    if reason is None:
         state.observe(query, key, value, attended, scale=scaling, softcap=softcap, sinks=sinks)
-        return _dense(module, query, key, value, attention_mask, scaling, dropout, kwargs)
-    out = state.decode(
-        query[:, :, 0],
-        key,
-        value,
-        attended,
-        scale=scaling,
-        softcap=softcap,
-        sinks=sinks,
-        active=forward.active,
-    )
-    return out[:, None], None
+    elif num_rows == 1:
+        state.skip(reason, query, value)
+    return _dense(module, query, key, value, attention_mask, scaling, dropout, kwargs)
 
 
 def _why_dense(
-    module: nn.Module,
-    forward: Forward,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    kwargs: dict[str, Any],
+    module: nn.Module, layer_idx: int, forward: Forward, kwargs: dict[str, Any]
 ) -> str | None:
-    """One of `counters.DENSE_REASONS`, or None where this layer can sift."""
-    if module.layer_idx in forward.cache.config.skip_layers:
+    """One of `counters.DENSE_REASONS`, or None where this layer may sift."""
+    if layer_idx in forward.cache.config.skip_layers:
         return "skipped layer"
-    if kwargs.get("sliding_window") is not None or module.layer_idx in forward.cache.sliding:
+    if kwargs.get("sliding_window") is not None or layer_idx in forward.cache.sliding:
         return "sliding window"
     if kwargs.get("position_bias") is not None:
         return "position bias"
-    if module.training:
-        return "training"
-    batch, _, num_rows, _ = query.shape
-    if mask is not None and not AttendedKeys.accepts(mask, batch, num_rows, key.shape[2]):
-        return "mask"
-    return obstacle(query, key, value)
+    return "training" if module.training else None
 
 
 def _dense(

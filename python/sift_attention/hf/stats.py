@@ -52,6 +52,7 @@ class LayerStats:
     @classmethod
     def of(cls, counters: Counters) -> LayerStats:
         """Read counters; waits for the device."""
+        counters.fold()
         keys, row_steps = (round(total) for total in counters.keys_and_steps.tolist())
         keys = (keys + counters.keys) * counters.num_kv_heads
         head_steps = (row_steps + counters.row_steps) * counters.num_q_heads
