@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-
 import torch
 from torch import Tensor
 
@@ -89,7 +87,7 @@ class Calibration(BatchRows):
             softcap: 0, or the cap of the scores.
             sinks (Tensor[HQ], float32, or None): sink logits.
         """
-        num_lengths = bisect.bisect_right(self._lengths_in_grid, attended.num_keys)
+        num_lengths = sum(length <= attended.num_keys for length in self._lengths_in_grid)
         if num_lengths == 0:
             return
         grid = self._grid[:num_lengths].expand(q.shape[0], -1)
