@@ -1,6 +1,6 @@
 """Train the byte model of the demo and the tests: a small Llama that copies, recalls, reads code.
 
-    python examples/model/train.py --minutes 45 --out examples/model
+    python examples/model/train.py --minutes 42 --out examples/model
 
 The length of the sequences grows with the time spent, since heads that look back form fast on short
 sequences; Muon trains the matrices of the layers, AdamW the rest. Ctrl-C keeps what was learnt.
@@ -158,7 +158,7 @@ def train(model: LlamaForCausalLM, seconds: float, seed: int, folder: Path) -> i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=45.0)
+    parser.add_argument("--minutes", type=float, default=42.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and evidence")
