@@ -30,8 +30,12 @@ class AttendedKeys:
     ) -> None:
         self.capacity = capacity
         self.num_keys = num_rows if mask is None and num_rows > 1 else capacity
-        self.key_mask = None if mask is None else mask[:, 0, -1].expand(batch, -1)
-        self._rows = None if mask is None else mask[:, 0].expand(batch, -1, -1)
+        self.key_mask: Tensor | None = None
+        self._rows: Tensor | None = None
+        if mask is not None:
+            self._rows = mask[:, 0].expand(batch, -1, -1)
+            newest = self._rows.select(1, -1)
+            self.key_mask = newest if newest.stride(1) == 1 else newest.contiguous()
         self._batch, self._num_rows, self._device = batch, num_rows, device
         self._count: Tensor | None = None
         self._previous: Tensor | None = None

@@ -74,7 +74,7 @@ def scaled_dot_product_attention(
         attn_mask,
         dropout_p,
         is_causal,
-        scale,
+        scale=scale,
         enable_gqa=enable_gqa,
     )
     if state is None or not _is_plain(query, key, value, enable_gqa):
