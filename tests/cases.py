@@ -34,7 +34,7 @@ class Case:
     layout: str = "contiguous"
     seq_lens: tuple[int, ...] | None = None
     masked: bool = False  # every third key by key_mask; in a paged cache one page is unmapped, too
-    law: str = "uniform"  # or "exact", "per_head", "above"
+    law: str = "uniform"  # or "exact", "per_head", "above" every p, "low"
     residual: str | None = "mean"
     softcap: float = 0.0
     sinks: bool = False
@@ -120,8 +120,8 @@ def make_law(case: Case, randn: Any) -> sift.PowerLaw | None:
         return None
     if case.law == "uniform":
         return sift.PowerLaw.uniform(1.5)
-    if case.law == "above":
-        return sift.PowerLaw(0.0, 0.0)
+    if case.law in ("above", "low"):
+        return sift.PowerLaw(0.0 if case.law == "above" else -60.0, 0.0)
     return sift.PowerLaw(
         randn(case.batch, case.num_q_heads), 1.0 + 0.1 * randn(case.batch, case.num_q_heads)
     )
@@ -154,7 +154,8 @@ def paged_copy(
         cache[table.long()] = blocks
         pages.append(cache)
     unmapped = ~attended.reshape(batch, max_blocks, block_size).any(dim=-1)
-    bad_ids = torch.where(torch.arange(max_blocks) % 2 == 0, -1, num_blocks).int()
+    is_odd = (torch.arange(max_blocks) + torch.arange(batch)[:, None]) % 2 == 1
+    bad_ids = torch.where(is_odd, -1, num_blocks).int()
     return pages[0], pages[1], torch.where(unmapped, bad_ids, table)
 
 
@@ -195,6 +196,10 @@ CASES = [
     *(Case(sharpness=sharpness, residual=r) for sharpness in (0.0, 8.0) for r in RESIDUALS),
     *(Case(shift=shift, dtype=dtype) for shift in (-1e3, 90.0) for dtype in DTYPES[:2]),
     *(Case(layout="paged", block_size=block_size, masked=True) for block_size in (1, 7, 256)),
+    *(Case(law="above", capacity=3000, sharpness=sharpness) for sharpness in (0.0, 1.0)),
+    *(Case(law="exact", sharpness=300.0, softcap=softcap) for softcap in (0.0, 200.0)),  # p of 0
+    *(Case(law="low", sharpness=30.0, dtype=dtype, residual="none") for dtype in DTYPES),
+    Case(batch=33, capacity=2500, masked=True, num_q_heads=2, num_kv_heads=1, head_dim=32),
     *(Case(batch=0), Case(capacity=0), Case(capacity=0, sinks=True)),
 ]
 

@@ -85,10 +85,14 @@ class KeySets:
         if (
             log_p.numel() > 0
         ):  # where nothing passes, equals of the largest may be loaded in its place
-            best = log_p.amax(dim=-1, keepdim=True)
-            equals = by_group((log_p >= best - self.eps[..., None]) & (log_p > -math.inf))
+            best = log_p.reshape(batch, num_kv_heads, -1).amax(dim=-1)
+            nearly_best = repeat(best, group_size)[..., None] - 2.0 * self.eps[..., None]
+            equals = by_group((log_p >= nearly_best) & (log_p > -math.inf))
             near |= equals & ~self.sure.any(dim=-1, keepdim=True)
         self.maybe = (near | self.loaded) & ~self.sure
+        no_choice = self.maybe.sum(dim=-1, keepdim=True) == 1
+        self.sure |= self.maybe & no_choice & ~self.sure.any(dim=-1, keepdim=True)
+        self.maybe &= ~self.sure
         self.p = log_p.exp()
         self.maybe_mass = (self.p * repeat(self.maybe, group_size)).sum(dim=-1)  # [B, HQ]
         self.sure_mass = (self.p * repeat(self.sure, group_size)).sum(dim=-1)

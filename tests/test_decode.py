@@ -40,6 +40,19 @@ def test_loading_all_has_the_same_bits_for_every_law_and_residual(sinks):
         assert torch.equal(out, exact)
 
 
+def test_loading_all_leaves_nothing_to_the_residual():
+    call = make_call(Case(law="exact"))
+    expected, _ = call.run()
+    v_sum = torch.full_like(call.options["v_sum"], math.nan)
+    assert torch.equal(call.with_options(v_sum=v_sum).run()[0], expected)
+
+
+def test_exact_law_loads_keys_whose_probability_underflows():
+    call = make_call(Case(law="exact", sharpness=300.0))
+    _, stats = call.run()
+    assert (stats.num_loaded == 130).all()
+
+
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_law_above_every_p_loads_the_largest_key(head_dim):
     call = make_call(Case(law="above", residual="none", num_kv_heads=8, head_dim=head_dim))
