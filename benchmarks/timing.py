@@ -35,7 +35,7 @@ def measure(
     calls: Mapping[str, Callable[[], object]],
     *,
     max_repeats: int = 15,
-    min_repeats: int = 3,
+    min_repeats: int = 5,
     budget_s: float = 4.0,
     min_sample_ms: float = 2.0,
 ) -> dict[str, Timing]:
