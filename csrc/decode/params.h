@@ -36,49 +36,49 @@ struct AttendedKeys {
 };
 
 struct DecodeParams {
-  const void* q = nullptr;            // [B, HQ, D]      dtype
-  KVLayout k;                         // see KVLayout    dtype
-  KVLayout v;                         // see KVLayout    dtype
+  const void* q = nullptr;  // [B, HQ, D]      dtype
+  KVLayout k;               // see KVLayout    dtype
+  KVLayout v;               // see KVLayout    dtype
   AttendedKeys keys;
-  const float* log_alpha = nullptr;   // [B, HQ]         contiguous; natural log; -inf keeps all
-  const float* beta = nullptr;        // [B, HQ]         contiguous
-  const float* v_sum = nullptr;       // [B, HK, D]      contiguous; required by Residual::kMean
-  const float* sinks = nullptr;       // [HQ]            logits that join the denominator only
-  void* out = nullptr;                // [B, HQ, D]      dtype, contiguous
-  float* lse = nullptr;               // [B, HQ]         natural log, over all attended keys and sink
-  float* kept_mass = nullptr;         // [B, HQ]         sum of p over the rows loaded by the group
-  int32_t* num_loaded = nullptr;      // [B, HK]
+  const float* log_alpha = nullptr;  // [B, HQ]         contiguous; natural log; -inf keeps all
+  const float* beta = nullptr;       // [B, HQ]         contiguous
+  const float* v_sum = nullptr;      // [B, HK, D]      contiguous; required by Residual::kMean
+  const float* sinks = nullptr;      // [HQ]            logits that join the denominator only
+  void* out = nullptr;               // [B, HQ, D]      dtype, contiguous
+  float* lse = nullptr;              // [B, HQ]         natural log, over all attended keys and sink
+  float* kept_mass = nullptr;        // [B, HQ]         sum of p over the rows loaded by the group
+  int32_t* num_loaded = nullptr;     // [B, HK]
   int64_t q_stride_b = 0;
   int64_t q_stride_h = 0;
   int64_t batch = 0;
   int64_t num_q_heads = 0;
   int64_t num_kv_heads = 0;
-  int64_t capacity = 0;               // N; paged: max_blocks * block_size
+  int64_t capacity = 0;  // N; paged: max_blocks * block_size
   int64_t head_dim = 0;
   float scale = 1.0f;
-  float softcap = 0.0f;               // 0: none; else s = softcap * tanh(s / softcap)
+  float softcap = 0.0f;  // 0: none; else s = softcap * tanh(s / softcap)
   Residual residual = Residual::kMean;
   DType dtype = DType::kFloat32;
 };
 
 struct ScoreQuantileParams {
-  const void* q = nullptr;            // [B, HQ, R, D]   dtype
-  KVLayout k;                         // see KVLayout    dtype
-  AttendedKeys keys;                  //                 seq_lens unused: lengths takes its place
-  const int32_t* lengths = nullptr;   // [B, R]          contiguous; row r sees the first
-                                      //                 lengths[b, r] attended keys; 0: no sample
-  const float* sinks = nullptr;       // [HQ]
-  float* quantiles = nullptr;         // [B, HQ, R]      contiguous; NaN where lengths is 0
+  const void* q = nullptr;           // [B, HQ, R, D]   dtype
+  KVLayout k;                        // see KVLayout    dtype
+  AttendedKeys keys;                 //                 seq_lens unused: lengths takes its place
+  const int32_t* lengths = nullptr;  // [B, R]          contiguous; row r sees the first
+                                     //                 lengths[b, r] attended keys; 0: no sample
+  const float* sinks = nullptr;      // [HQ]
+  float* quantiles = nullptr;        // [B, HQ, R]      contiguous; NaN where lengths is 0
   int64_t q_stride_b = 0;
   int64_t q_stride_h = 0;
   int64_t q_stride_r = 0;
   int64_t batch = 0;
   int64_t num_q_heads = 0;
   int64_t num_kv_heads = 0;
-  int64_t num_rows = 0;               // R
+  int64_t num_rows = 0;  // R
   int64_t capacity = 0;
   int64_t head_dim = 0;
-  double quantile = 0.0;              // in [0, 1]; order statistic floor(quantile * (S - 1))
+  double quantile = 0.0;  // in [0, 1]; order statistic floor(quantile * (S - 1))
   float scale = 1.0f;
   float softcap = 0.0f;
   DType dtype = DType::kFloat32;
