@@ -19,6 +19,7 @@ from sift_attention.eval.teacher_forced import teacher_forced
 
 MODEL = Path(__file__).resolve().parent / "model"
 PROMPT_BYTES = 1600
+TEMPERATURE = 0.9
 
 
 @dataclass
@@ -49,7 +50,8 @@ def _read(quick: bool) -> Reading:
         f"A Llama-type model of {model.num_parameters() / 1e6:.2f} M parameters, trained by a "
         "script in this repository, reads a file that it has not seen and continues it. Left: "
         "dense attention of PyTorch. Right: sifted with the default SiftConfig(), which loads the "
-        "value rows that a head gives more than twice uniform attention."
+        "value rows that a head gives more than twice uniform attention. Both draw their bytes "
+        f"at temperature {TEMPERATURE} with the same random numbers."
     )
     _continue_text(model, num_tokens=160 if quick else 400)
     return _recall(model, length=1024 if quick else 2048)
@@ -63,13 +65,17 @@ def _traffic(loaded_fraction: float, sifted_calls: int) -> str:
 
 
 def _continue_text(exact: PreTrainedModel, num_tokens: int) -> None:
-    """Greedy continuation of a held-out file, exact and sifted in step, printed as it grows."""
+    """Continue a held-out file exactly and sifted, in step, printed as both texts grow.
+
+    Both draw with the same random numbers, so they differ only where the attention does.
+    """
     sifted = copy.deepcopy(exact)
     path = next(
         p for p in standard_library_files("held_out") if p.stat().st_size > 4 * PROMPT_BYTES
     )
     source = path.read_text(errors="replace")
-    prompt = source[: source.index("\n", PROMPT_BYTES) + 1]
+    start = source.index("\n", len(source) // 3) + 1
+    prompt = source[start : source.index("\n", start + PROMPT_BYTES) + 1]
     tokens = torch.from_numpy(np.concatenate([[BOS], encode(prompt)]))[None]
     print(f"\n{path.name}: {tokens.shape[1]:,} tokens of prompt, which ends in")
     for line in prompt.splitlines()[-3:]:
@@ -78,12 +84,16 @@ def _continue_text(exact: PreTrainedModel, num_tokens: int) -> None:
 
     columns = TwoColumns("exact", "sifted")
     models, inputs, caches = (exact, sifted), [tokens, tokens], [None, None]
+    generator = torch.Generator().manual_seed(5)
     num_equal, first_difference = 0, None
     with sift.hf.enabled(sifted, sift.SiftConfig()) as handle:
         for step in range(num_tokens):
+            # The arg max of logits plus Gumbel noise is a draw from their softmax.
+            noise = -torch.empty(BOS).exponential_(generator=generator).log()
             for i, model in enumerate(models):
                 output = model(input_ids=inputs[i], past_key_values=caches[i], use_cache=True)
-                inputs[i], caches[i] = output.logits[:, -1:].argmax(-1), output.past_key_values
+                inputs[i] = (output.logits[:, -1:, :BOS] / TEMPERATURE + noise).argmax(-1)
+                caches[i] = output.past_key_values
             left, right = (int(token) for token in inputs)
             columns.add(decode(np.array([left])), decode(np.array([right])))
             num_equal += left == right
