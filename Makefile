@@ -42,7 +42,7 @@ build: env  ## compile the extension into python/sift_attention
 		$(BIN)/python -m pip install -q --no-build-isolation --no-deps --editable . && touch .venv/package.stamp; }
 
 .PHONY: test
-test: build  ## run every test, C++ and Python, and print one summary
+test: env  ## run every test, C++ and Python, and print one summary
 	@rm -f build/ctest.xml build/pytest.xml; status=0; \
 	$(MAKE) --no-print-directory test-cpp || status=1; \
 	$(MAKE) --no-print-directory test-py || status=1; \
