@@ -170,6 +170,21 @@ def test_export_keeps_the_operator(strict):
         torch.testing.assert_close(got, want)
 
 
+def test_ahead_of_time_package(tmp_path):
+    class Model(torch.nn.Module):
+        def forward(self, q, k, v, v_sum):
+            return attend(q, k, v, v_sum)
+
+    inputs = attend_inputs(100)
+    with torch.no_grad():
+        program = torch.export.export(Model(), inputs)
+        package = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "model.pt2")
+        )
+        got = torch._inductor.aoti_load_package(package)(*inputs)
+    torch.testing.assert_close(tuple(got), attend(*inputs))
+
+
 @pytest.mark.parametrize("name", ["q", "k", "v", "v_sum", "log_alpha"])
 def test_gradients_are_refused(name):
     call = make_call(Case(law="per_head"))

@@ -85,7 +85,7 @@ AttendedKeys check_keys(const Checker& checker, int64_t batch, int64_t capacity,
   return keys;
 }
 
-// q's rank has been checked; its sizes are given here because it is [B, HQ, D] or [B, HQ, R, D].
+// The rank of q has been checked: it is [B, HQ, D] or [B, HQ, R, D].
 Attention check_attention(const Checker& checker, const Tensor& q, const Tensor& k, double scale,
                           const std::optional<Tensor>& seq_lens,
                           const std::optional<Tensor>& key_mask, double softcap,
@@ -100,19 +100,19 @@ Attention check_attention(const Checker& checker, const Tensor& q, const Tensor&
   checker.last_stride_is_one("q", q);
 
   checker.dtype("k", k, q.scalar_type());
-  checker.rank("k", k, 4, paged ? "[num_blocks, block_size, HK, D]" : "[B, HK, N, D]");
+  const char* letters = paged ? "[num_blocks, block_size, HK, D]" : "[B, HK, N, D]";
+  checker.rank("k", k, 4, letters);
   const int64_t num_kv_heads = k.size(paged ? 2 : 1);
   int64_t capacity = k.size(paged ? 1 : 2);
   if (paged) {
-    checker.shape("k", k, {k.size(0), k.size(1), num_kv_heads, head_dim},
-                  "[num_blocks, block_size, HK, D]");
+    checker.shape("k", k, {k.size(0), k.size(1), num_kv_heads, head_dim}, letters);
     checker.dtype("block_table", *block_table, ScalarType::Int);
     checker.rank("block_table", *block_table, 2, "[B, max_blocks]");
     checker.shape("block_table", *block_table, {batch, block_table->size(1)}, "[B, max_blocks]");
     checker.last_stride_is_one("block_table", *block_table);
     capacity *= block_table->size(1);
   } else {
-    checker.shape("k", k, {batch, num_kv_heads, capacity, head_dim}, "[B, HK, N, D]");
+    checker.shape("k", k, {batch, num_kv_heads, capacity, head_dim}, letters);
   }
   checker.require(num_kv_heads > 0 && num_q_heads > 0 && num_q_heads % num_kv_heads == 0,
                   "the heads of q must be a positive multiple of the heads of k, got ", num_q_heads,
