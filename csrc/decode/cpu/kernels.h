@@ -38,6 +38,21 @@ inline float reduce_add(Vec x) {
   return lanes[0];
 }
 
+// Into L2: more lines can be on their way to it than to L1.
+inline void prefetch(const void* const* rows, int64_t num_rows, int64_t row_bytes) {
+  for (int64_t i = 0; i < num_rows; ++i) {
+    for (int64_t line = 0; line < row_bytes; line += 64) {
+      __builtin_prefetch(static_cast<const char*>(rows[i]) + line, 0, 2);
+    }
+  }
+}
+
+constexpr int64_t kPrefetchRows = 32;  // ahead
+
+// Rows that go through all tiles together: few enough to look like one stream to the hardware.
+constexpr int64_t kBlockRows = 8;
+static_assert(kPrefetchRows + kBlockRows <= kRowPadding);
+
 // ---- Scores ------------------------------------------------------------------------------------
 
 // q . k by operands of kPairWidth elements. A level with an instruction of its own specialises it.
@@ -128,8 +143,10 @@ void score_heads(const void* const* rows, int64_t num_rows, const float* queries
 template <typename T>
 void score(const void* const* rows, int64_t num_rows, const float* queries, int64_t num_heads,
            int64_t head_dim, float scale, float* scores) {
-  for (int64_t i = 0; i < num_rows; i += kBlockKeys) {  // a block stays in L1 for all heads
-    const int64_t count = num_rows - i < kBlockKeys ? num_rows - i : kBlockKeys;
+  const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < num_rows; i += kBlockRows) {
+    const int64_t count = num_rows - i < kBlockRows ? num_rows - i : kBlockRows;
+    prefetch(rows + i + kPrefetchRows, kBlockRows, row_bytes);
     for (int64_t h = 0; h < num_heads;) {
       const auto score_some = num_heads - h > 2    ? score_heads<T, 4>
                               : num_heads - h == 2 ? score_heads<T, 2>
@@ -222,13 +239,14 @@ int64_t select(const float* exps, int64_t num_keys, int64_t num_heads, const flo
   constexpr int kVectors = kBlockKeys / kWidth;
   int64_t count = 0;
   for (int64_t block = 0; block < num_keys; block += kBlockKeys) {
-    Mask wanted[kVectors] = {};
-    for (int64_t h = 0; h < num_heads; ++h) {
-      const Vec threshold = broadcast(thresholds[h]);
-      const float* e = exps + h * kScoreStride + block;
-      for (int v = 0; v < kVectors; ++v) {
-        wanted[v] = either(wanted[v], not_less_equal(load(e + v * kWidth), threshold));
-      }
+    const auto is_wanted = [&](int64_t h, int v) {
+      return not_less_equal(load(exps + h * kScoreStride + block + v * kWidth),
+                            broadcast(thresholds[h]));
+    };
+    Mask wanted[kVectors];
+    for (int v = 0; v < kVectors; ++v) wanted[v] = is_wanted(0, v);
+    for (int64_t h = 1; h < num_heads; ++h) {
+      for (int v = 0; v < kVectors; ++v) wanted[v] = either(wanted[v], is_wanted(h, v));
     }
     for (int v = 0; v < kVectors; ++v) {
       const int64_t first = block + v * kWidth;
@@ -256,18 +274,6 @@ int64_t select(const float* exps, int64_t num_keys, int64_t num_heads, const flo
 }
 
 // ---- Weighted sums of V ------------------------------------------------------------------------
-
-// A block of rows stays in L1 for all its tiles, while the next one is fetched.
-constexpr int64_t kBlockRows = 32;
-static_assert(kBlockRows <= kRowPadding);
-
-inline void prefetch(const void* const* rows, int64_t row_bytes) {
-  for (int64_t i = 0; i < kBlockRows; ++i) {
-    for (int64_t line = 0; line < row_bytes; line += 64) {
-      __builtin_prefetch(static_cast<const char*>(rows[i]) + line);
-    }
-  }
-}
 
 // Adds kPairs pairs of a block of rows to the sums of kHeads heads, in the order of load_pair.
 template <typename T, int kHeads, int kPairs, bool kHalf = false>
@@ -334,10 +340,10 @@ void accumulate(const void* const* rows, int64_t num_rows, const float* weights,
     }
   }
   const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(T));
-  prefetch(rows, row_bytes);
+  prefetch(rows, kPrefetchRows, row_bytes);
   for (int64_t i = 0; i < num_rows; i += kBlockRows) {
     const int64_t count = num_rows - i < kBlockRows ? num_rows - i : kBlockRows;
-    if (count == kBlockRows) prefetch(rows + i + kBlockRows, row_bytes);
+    prefetch(rows + i + kPrefetchRows, kBlockRows, row_bytes);
     for (int64_t h = 0; h < num_heads;) {
       const auto accumulate_some = num_heads - h > 2    ? accumulate_heads<T, 4>
                                    : num_heads - h == 2 ? accumulate_heads<T, 2>
