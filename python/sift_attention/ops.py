@@ -303,9 +303,9 @@ def _call(op: Any, name: str, *args: Any) -> Any:
     """Calls an operator; its complaints about arguments become ValueError or TypeError."""
     try:
         if (
-            torch.is_grad_enabled()
+            torch.compiler.is_compiling()
+            or torch.is_grad_enabled()
             or torch.is_inference_mode_enabled()
-            or torch.compiler.is_compiling()
         ):
             return op(*args)
         # Under no_grad the registered autograd, which is Python, would only pass the call on, for
