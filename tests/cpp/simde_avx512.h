@@ -2,7 +2,6 @@
 #pragma once
 
 #include <immintrin.h>
-#pragma GCC diagnostic ignored "-Wpsabi"
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wpedantic"
 #define SIMDE_ENABLE_NATIVE_ALIASES

@@ -38,7 +38,19 @@ inline float reduce_add(Vec x) {
   return lanes[0];
 }
 
-// Into L2: more lines can be on their way to it than to L1.
+// kPairWidth elements; if kHalf only the first half of them, then zeros.
+template <bool kHalf, typename T>
+inline Pair load_elements(const T* x) {
+  if constexpr (kHalf) {
+    return {load_natural(x), zero()};
+  } else {
+    return load_pair(x);
+  }
+}
+
+// Rows are fetched this far ahead, into L2: more lines can be on their way to it than to L1.
+constexpr int64_t kPrefetchRows = 32;
+
 inline void prefetch(const void* const* rows, int64_t num_rows, int64_t row_bytes) {
   for (int64_t i = 0; i < num_rows; ++i) {
     for (int64_t line = 0; line < row_bytes; line += 64) {
@@ -47,20 +59,16 @@ inline void prefetch(const void* const* rows, int64_t num_rows, int64_t row_byte
   }
 }
 
-constexpr int64_t kPrefetchRows = 32;  // ahead
-
-// Rows that go through all tiles together: few enough to look like one stream to the hardware.
-constexpr int64_t kBlockRows = 8;
-static_assert(kPrefetchRows + kBlockRows <= kRowPadding);
-
 // ---- Scores ------------------------------------------------------------------------------------
 
 // q . k by operands of kPairWidth elements. A level with an instruction of its own specialises it.
 template <typename T>
 struct Product {
   using Operand = Pair;
-  static Operand row(const T* x) { return load_pair(x); }
-  static Operand half_row(const T* x) { return {load_natural(x), zero()}; }
+  template <bool kHalf>
+  static Operand row(const T* x) {
+    return load_elements<kHalf>(x);
+  }
   static Operand query(const float* x) { return load_floats(x); }
   static void store_query(float* x, Operand q) { store_floats(x, q); }
   static Vec add(Vec sum, Operand q, Operand k) {
@@ -73,37 +81,37 @@ void prepare_query(const void* q, int64_t head_dim, float* query) {
   const T* x = static_cast<const T*>(q);
   int64_t d = 0;
   for (; d + kPairWidth <= head_dim; d += kPairWidth) {
-    Product<T>::store_query(query + d, Product<T>::row(x + d));
+    Product<T>::store_query(query + d, Product<T>::template row<false>(x + d));
   }
   if constexpr (kHasHalfPair) {
-    if (d < head_dim) Product<T>::store_query(query + d, Product<T>::half_row(x + d));
+    if (d < head_dim) Product<T>::store_query(query + d, Product<T>::template row<true>(x + d));
   }
 }
 
-// One step of a tile: the operands at one place of all its rows and queries. Whichever side is
+// One step of a tile: the operands at dimension d of all its rows and queries. Whichever side is
 // smaller stays in registers.
-template <typename T, int kHeads, int kKeys, typename LoadRow>
-inline __attribute__((always_inline)) void tile_step(const LoadRow& load_row,
-                                                     const float* const (&queries)[kHeads],
-                                                     int64_t d, Vec (&sums)[kWidth]) {
+template <typename T, bool kHalf, int kHeads, int kKeys>
+inline __attribute__((always_inline)) void score_step(const void* const* rows,
+                                                      const float* const (&queries)[kHeads],
+                                                      int64_t d, Vec (&sums)[kHeads][kKeys]) {
   using Operand = typename Product<T>::Operand;
+  const auto load_row = [&](int i) {
+    return Product<T>::template row<kHalf>(static_cast<const T*>(rows[i]) + d);
+  };
   if constexpr (kKeys <= kHeads) {
     Operand k[kKeys];
     for (int i = 0; i < kKeys; ++i) k[i] = load_row(i);
     for (int h = 0; h < kHeads; ++h) {
       const Operand q = Product<T>::query(queries[h] + d);
-      for (int i = 0; i < kKeys; ++i) {
-        sums[h * kKeys + i] = Product<T>::add(sums[h * kKeys + i], q, k[i]);
-      }
+      for (int i = 0; i < kKeys; ++i) sums[h][i] = Product<T>::add(sums[h][i], q, k[i]);
     }
   } else {
     Operand q[kHeads];
     for (int h = 0; h < kHeads; ++h) q[h] = Product<T>::query(queries[h] + d);
+#pragma GCC unroll 16
     for (int i = 0; i < kKeys; ++i) {
       const Operand k = load_row(i);
-      for (int h = 0; h < kHeads; ++h) {
-        sums[h * kKeys + i] = Product<T>::add(sums[h * kKeys + i], q[h], k);
-      }
+      for (int h = 0; h < kHeads; ++h) sums[h][i] = Product<T>::add(sums[h][i], q[h], k);
     }
   }
 }
@@ -111,31 +119,30 @@ inline __attribute__((always_inline)) void tile_step(const LoadRow& load_row,
 // Scores of kHeads heads (the last one repeated past num_heads) against kWidth / kHeads keys at a
 // time: kWidth sums in registers, reduced together.
 template <typename T, int kHeads>
-void score_heads(const void* const* rows, int64_t num_rows, const float* queries, int64_t num_heads,
-                 int64_t head_dim, float scale, float* scores) {
+void score_heads(const void* const* rows, int64_t num_rows, int64_t prefetch_bytes,
+                 const float* queries, int64_t num_heads, int64_t head_dim, float scale,
+                 float* scores) {
   constexpr int kKeys = kWidth / kHeads;
+  static_assert(kPrefetchRows + kKeys <= kRowPadding);
   const float* q[kHeads];
-  for (int h = 0; h < kHeads; ++h)
+  for (int h = 0; h < kHeads; ++h) {
     q[h] = queries + (h < num_heads ? h : num_heads - 1) * kQueryStride;
+  }
   for (int64_t i = 0; i < num_rows; i += kKeys) {
-    const T* k[kKeys];
-    for (int j = 0; j < kKeys; ++j) k[j] = static_cast<const T*>(rows[i + j]);
-    Vec sums[kWidth];
-    for (Vec& sum : sums) sum = zero();
+    prefetch(rows + i + kPrefetchRows, kKeys, prefetch_bytes);
+    Vec sums[kHeads][kKeys];
+    for (auto& of_head : sums) {
+      for (Vec& sum : of_head) sum = zero();
+    }
     int64_t d = 0;
-    for (; d + kPairWidth <= head_dim; d += kPairWidth) {
-      tile_step<T, kHeads, kKeys>([&](int j) { return Product<T>::row(k[j] + d); }, q, d, sums);
-    }
+    for (; d + kPairWidth <= head_dim; d += kPairWidth) score_step<T, false>(rows + i, q, d, sums);
     if constexpr (kHasHalfPair) {
-      if (d < head_dim) {
-        tile_step<T, kHeads, kKeys>([&](int j) { return Product<T>::half_row(k[j] + d); }, q, d,
-                                    sums);
-      }
+      if (d < head_dim) score_step<T, true>(rows + i, q, d, sums);
     }
-    alignas(64) float tile[kWidth];
-    store(tile, mul(reduce(sums), broadcast(scale)));
+    float tile[kHeads][kKeys];
+    store(tile[0], mul(reduce(sums[0]), broadcast(scale)));
     for (int h = 0; h < kHeads && h < num_heads; ++h) {
-      __builtin_memcpy(scores + h * kScoreStride + i, tile + h * kKeys, sizeof(float) * kKeys);
+      __builtin_memcpy(scores + h * kScoreStride + i, tile[h], sizeof(tile[h]));
     }
   }
 }
@@ -144,16 +151,15 @@ template <typename T>
 void score(const void* const* rows, int64_t num_rows, const float* queries, int64_t num_heads,
            int64_t head_dim, float scale, float* scores) {
   const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < num_rows; i += kBlockRows) {
-    const int64_t count = num_rows - i < kBlockRows ? num_rows - i : kBlockRows;
-    prefetch(rows + i + kPrefetchRows, kBlockRows, row_bytes);
+  for (int64_t i = 0; i < num_rows; i += kBlockKeys) {  // a block stays in L1 for all heads
+    const int64_t count = num_rows - i < kBlockKeys ? num_rows - i : kBlockKeys;
     for (int64_t h = 0; h < num_heads;) {
       const auto score_some = num_heads - h > 2    ? score_heads<T, 4>
                               : num_heads - h == 2 ? score_heads<T, 2>
                                                    : score_heads<T, 1>;
       const int64_t some = num_heads - h > 4 ? 4 : num_heads - h;
-      score_some(rows + i, count, queries + h * kQueryStride, some, head_dim, scale,
-                 scores + h * kScoreStride + i);
+      score_some(rows + i, count, h == 0 ? row_bytes : 0, queries + h * kQueryStride, some,
+                 head_dim, scale, scores + h * kScoreStride + i);
       h += some;
     }
   }
@@ -275,6 +281,10 @@ int64_t select(const float* exps, int64_t num_keys, int64_t num_heads, const flo
 
 // ---- Weighted sums of V ------------------------------------------------------------------------
 
+// So few rows at a time that their passes over the tiles look like one stream to the hardware.
+constexpr int64_t kBlockRows = 8;
+static_assert(kPrefetchRows + kBlockRows <= kRowPadding);
+
 // Adds kPairs pairs of a block of rows to the sums of kHeads heads, in the order of load_pair.
 template <typename T, int kHeads, int kPairs, bool kHalf = false>
 inline void accumulate_tile(const void* const* rows, int64_t num_rows,
@@ -286,19 +296,13 @@ inline void accumulate_tile(const void* const* rows, int64_t num_rows,
   }
   for (int64_t i = 0; i < num_rows; ++i) {
     const T* row = static_cast<const T*>(rows[i]) + d;
-    Pair x[kPairs];
+    Vec w[kHeads];
+    for (int h = 0; h < kHeads; ++h) w[h] = broadcast(weights[h][i]);
     for (int p = 0; p < kPairs; ++p) {
-      if constexpr (kHalf) {
-        x[p] = {load_natural(row), zero()};
-      } else {
-        x[p] = load_pair(row + p * kPairWidth);
-      }
-    }
-    for (int h = 0; h < kHeads; ++h) {
-      const Vec w = broadcast(weights[h][i]);
-      for (int p = 0; p < kPairs; ++p) {
-        sum[h][p].first = fma(w, x[p].first, sum[h][p].first);
-        sum[h][p].second = fma(w, x[p].second, sum[h][p].second);
+      const Pair x = load_elements<kHalf>(row + p * kPairWidth);
+      for (int h = 0; h < kHeads; ++h) {
+        sum[h][p].first = fma(w[h], x.first, sum[h][p].first);
+        sum[h][p].second = fma(w[h], x.second, sum[h][p].second);
       }
     }
   }

@@ -10,11 +10,15 @@ namespace {
 template <>
 struct Product<BFloat16> {
   using Operand = __m512bh;
-  static Operand row(const BFloat16* x) { return from_memory(x); }
-  static Operand half_row(const BFloat16* x) {
-    BFloat16 padded[kPairWidth] = {};
-    __builtin_memcpy(padded, x, sizeof(padded) / 2);
-    return from_memory(padded);
+  template <bool kHalf>
+  static Operand row(const BFloat16* x) {
+    if constexpr (kHalf) {
+      BFloat16 padded[kPairWidth] = {};
+      __builtin_memcpy(padded, x, sizeof(padded) / 2);
+      return from_memory(padded);
+    } else {
+      return from_memory(x);
+    }
   }
   static Operand query(const float* x) { return from_memory(x); }
   static void store_query(float* x, Operand q) { __builtin_memcpy(x, &q, sizeof(q)); }

@@ -42,7 +42,7 @@ inline Vec reduce_quads(Vec a, Vec b, Vec c, Vec d) {
   return add(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
 }
 
-inline Vec reduce(const Vec (&x)[kWidth]) {
+inline Vec reduce(const Vec* x) {
   const Vec low = reduce_quads(x[0], x[1], x[2], x[3]);
   const Vec high = reduce_quads(x[4], x[5], x[6], x[7]);
   return add(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));

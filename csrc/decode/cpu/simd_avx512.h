@@ -50,7 +50,7 @@ inline Vec add_quarters(Vec a, Vec b) {
   return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
 }
 
-inline Vec reduce(const Vec (&x)[kWidth]) {
+inline Vec reduce(const Vec* x) {
   const Vec a = reduce_quads(x[0], x[1], x[2], x[3]);
   const Vec b = reduce_quads(x[4], x[5], x[6], x[7]);
   const Vec c = reduce_quads(x[8], x[9], x[10], x[11]);

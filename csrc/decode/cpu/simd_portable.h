@@ -39,8 +39,8 @@ inline Vec low_bits_as_exponent(Vec x) {
   return reinterpret_cast<Vec>(reinterpret_cast<Bits>(x) << 23);
 }
 
-// lane i: the sum of the lanes of sums[i], added in the same order for every i
-inline Vec reduce(const Vec (&sums)[kWidth]) {
+// Lane i: the sum of the lanes of sums[i], i < kWidth, added in the same order for every i.
+inline Vec reduce(const Vec* sums) {
   Vec r;
   for (int i = 0; i < kWidth; ++i) r[i] = (sums[i][0] + sums[i][2]) + (sums[i][1] + sums[i][3]);
   return r;
