@@ -12,7 +12,7 @@ Counts check(const DecodeCase& c, const NamedLevel& level) {
   return check_decode(problem.params, problem.run(*level.level, 1, one_thread()));
 }
 
-const NamedLevel& any_level() {
+NamedLevel any_level() {
   return GENERATE(from_range(testable_levels().begin(), testable_levels().end()));
 }
 
