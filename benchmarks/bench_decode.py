@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 import machine
 import sift_attention as sift
@@ -31,6 +31,7 @@ FULL_LENGTHS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 1
 LOADED_FRACTIONS = (0.25, 0.10, 0.04)
 # The dense calls all compute this step; their time does not depend on the scores.
 DENSE_SHARPNESS = 2.0
+EXACT = "sift, exact"
 
 Row = dict[str, Any]
 
@@ -40,38 +41,41 @@ def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def bench_length(
-    shape: Shape, num_keys: int, *, threads: int, flex: bool, budget_s: float
+    shape: Shape, num_keys: int, thread_counts: list[int], *, flex: bool, budget_s: float
 ) -> list[Row]:
-    """Every formulation at one length, timed against each other; one row each."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    """Every formulation at one length, timed against each other; a row for each and each count."""
+    torch.set_num_threads(max(thread_counts))
     problem = make_problem(shape, num_keys)
-    exact = "sift, exact"
     calls = baseline_calls(problem, DENSE_SHARPNESS, flex=flex)
-    calls[exact] = sift_call(problem, DENSE_SHARPNESS, None)
-    sharpness = dict.fromkeys(calls, DENSE_SHARPNESS)
-    loaded = dict.fromkeys(calls, 1.0)
+    calls[EXACT] = sift_call(problem, DENSE_SHARPNESS, None)
+    measured = dict.fromkeys(calls, (1.0, DENSE_SHARPNESS))
     # Below this many keys a few rows are a large fraction, and the integrations decode exactly.
     if num_keys >= sift.SiftConfig().min_keys:
         for fraction in LOADED_FRACTIONS:
             name = f"sift, {fraction:.0%} loaded"
-            sharpness[name] = problem.sharpness_for(fraction)
-            calls[name] = sift_call(problem, sharpness[name], LAW)
-            loaded[name] = measured_loaded(problem, sharpness[name])
+            sharpness = problem.sharpness_for(fraction)
+            calls[name] = sift_call(problem, sharpness, LAW)
+            measured[name] = (measured_loaded(problem, sharpness), sharpness)
 
-    torch.set_num_threads(threads)
-    timings = measure(calls, budget_s=budget_s)
-    return [
-        {
-            "shape": shape.name,
-            "threads": threads,
-            "keys": num_keys,
-            "name": name,
-            "loaded_fraction": loaded[name],
-            "error": relative_error(call(), exact_output(problem, sharpness[name])),
-            **cost(shape, num_keys, name, loaded[name], timings[name]),
-        }
-        for name, call in calls.items()
-    ]
+    rows = []
+    sharpnesses = {sharpness for _, sharpness in measured.values()}
+    exact_outputs = {sharpness: exact_output(problem, sharpness) for sharpness in sharpnesses}
+    for threads in thread_counts:
+        torch.set_num_threads(threads)
+        for name, timing in measure(calls, budget_s=budget_s).items():
+            loaded, sharpness = measured[name]
+            rows.append(
+                {
+                    "shape": shape.name,
+                    "threads": threads,
+                    "keys": num_keys,
+                    "name": name,
+                    "loaded_fraction": loaded,
+                    "error": relative_error(calls[name](), exact_outputs[sharpness]),
+                    **cost(shape, num_keys, name, loaded, timing),
+                }
+            )
+    return rows
 
 
 def measured_loaded(problem: Problem, sharpness: float) -> float:
@@ -101,21 +105,25 @@ def cost(shape: Shape, num_keys: int, name: str, loaded: float, timing: Timing) 
     }
 
 
-def print_table(rows: list[Row], bandwidth: dict[int, float]) -> None:
-    """One block per shape, thread count and length."""
-    previous = None
-    for row in rows:
-        block = (row["shape"], row["threads"], row["keys"])
-        if block != previous:
-            print(f"\n{row['shape']}, {row['keys']:,} keys, {row['threads']} thread(s)")
-            print(f"{'':24}{'ms':>10} {'spread':>7} {'vs SDPA':>9} {'loaded':>8} "
-                  f"{'GB/s':>7} {'of read':>8} {'error':>9}")  # fmt: skip
-            sdpa_ms = row["median_ms"]
-            previous = block
-        share = row["gb_per_s"] / bandwidth[row["threads"]]
-        print(f"{row['name']:24}{row['median_ms']:10.4f} {row['spread']:7.1%} "
-              f"{sdpa_ms / row['median_ms']:8.1f}x {row['loaded_fraction']:8.1%} "
-              f"{row['gb_per_s']:7.1f} {share:8.1%} {row['error']:9.1e}")  # fmt: skip
+def print_tables(rows: list[Row], bandwidth: dict[int, float]) -> None:
+    """Per shape and thread count: times at all lengths, and the details of the longest."""
+    lengths = sorted({row["keys"] for row in rows})
+    for panel in dict.fromkeys((row["shape"], row["threads"]) for row in rows):
+        chosen = [row for row in rows if (row["shape"], row["threads"]) == panel]
+        longest = [row for row in chosen if row["keys"] == lengths[-1]]
+        print(f"\n{panel[0]} layer, {panel[1]} thread(s): ms by number of keys")
+        print(f"{'':22}" + "".join(f"{num_keys:>9}" for num_keys in lengths))
+        for name in (row["name"] for row in longest):
+            times = {row["keys"]: row["median_ms"] for row in chosen if row["name"] == name}
+            cells = (f"{times[n]:9.3f}" if n in times else f"{'':9}" for n in lengths)
+            print(f"{name:22}" + "".join(cells))
+        print(f"\n{f'at {lengths[-1]:,} keys':22}{'vs SDPA':>9}{'loaded':>9}{'GB/s':>9}"
+              f"{'of read':>9}{'error':>10}{'spread':>9}")  # fmt: skip
+        for row in longest:
+            print(f"{row['name']:22}{longest[0]['median_ms'] / row['median_ms']:8.1f}x"
+                  f"{row['loaded_fraction']:9.1%}{row['gb_per_s']:9.1f}"
+                  f"{row['gb_per_s'] / bandwidth[panel[1]]:9.1%}{row['error']:10.1e}"
+                  f"{row['spread']:9.1%}")  # fmt: skip
 
 
 def main() -> None:
@@ -136,17 +144,16 @@ def main() -> None:
         print(f"read bandwidth, {threads} thread(s): {bandwidth[threads]:.1f} GB/s "
               f"({method[threads]})")  # fmt: skip
 
-    cases = [(s, t, n) for s in SHAPES for t in thread_counts for n in lengths]
     rows: list[Row] = []
-    progress = tqdm(cases, unit="case")
-    for shape, threads, num_keys in progress:
-        progress.set_description(f"{shape.name}, {threads} thread(s), {num_keys} keys")
-        budget_s = 10.0 if arguments.full else 2.5
-        rows += bench_length(
-            shape, num_keys, threads=threads, flex=arguments.flex, budget_s=budget_s
-        )
+    progress = tqdm([(shape, n) for shape in SHAPES for n in lengths], unit="length")
+    for shape, num_keys in progress:
+        progress.set_description(f"{shape.name} layer, {num_keys:,} keys")
+        budget_s = 10.0 if arguments.full else 2.0
+        rows += bench_length(shape, num_keys, thread_counts, flex=arguments.flex, budget_s=budget_s)
+    names = [shape.name for shape in SHAPES]
+    rows.sort(key=lambda row: (names.index(row["shape"]), row["threads"], row["keys"]))
 
-    print_table(rows, bandwidth)
+    print_tables(rows, bandwidth)
     result = {
         "benchmark": "decode_cpu",
         "machine": description,

@@ -48,7 +48,7 @@ def _plot_time(result: dict[str, Any], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes.flat[0].set_ylabel("ms per decode step of one layer")
     axes.flat[0].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
@@ -70,7 +70,7 @@ def _plot_speedup(result: dict[str, Any], path: Path) -> None:
     )
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 

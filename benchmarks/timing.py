@@ -47,8 +47,7 @@ def measure(
     batch = {}
     for name, call in calls.items():
         call()
-        once_ms = min(_time_ms(call, 1) for _ in range(2))
-        batch[name] = max(1, round(min_sample_ms / once_ms))
+        batch[name] = max(1, round(min_sample_ms / _time_ms(call, 1)))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     start_s = time.perf_counter()
     for repeat in range(max_repeats):

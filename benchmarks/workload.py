@@ -57,23 +57,21 @@ class Problem:
         """Queries whose scores have `sharpness` as standard deviation over the keys."""
         return (self.direction * sharpness).bfloat16()
 
-    def loaded_fraction(self, sharpness: float) -> float:
-        """Fraction of V rows that the law loads, counted in float32 from K itself."""
-        k = self.caches[0][0].float()
-        grouped = self.query(sharpness).float().view(1, self.shape.num_kv_heads, -1, k.shape[-1])
-        p = (grouped @ k.mT / math.sqrt(k.shape[-1])).softmax(-1)
-        return (p > LAW.theta(self.num_keys)).any(2).float().mean().item()
-
     def sharpness_for(self, fraction: float) -> float:
-        """The sharpness at which the law loads about `fraction` of the rows, by bisection.
+        """The sharpness at which the law loads about `fraction` of the V rows, by bisection.
 
         The loaded fraction falls with the sharpness from 1.2 on, where it is about 0.4.
         """
+        k = self.caches[0][0].float()
+        grouped = self.direction.view(1, self.shape.num_kv_heads, self.shape.group, -1)
+        scores = grouped @ k.mT / math.sqrt(self.shape.head_dim)
+        theta = LAW.theta(self.num_keys)
         low, high = 1.2, 12.0
         for _ in range(10):
             middle = (low + high) / 2
-            # Invariant: loaded_fraction(low) > fraction >= loaded_fraction(high).
-            low, high = (middle, high) if self.loaded_fraction(middle) > fraction else (low, middle)
+            loaded = ((scores * middle).softmax(-1) > theta).any(2).float().mean()
+            # Invariant: at `low` more than `fraction` is loaded, at `high` at most that.
+            low, high = (middle, high) if loaded > fraction else (low, middle)
         return high
 
 
