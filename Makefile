@@ -14,7 +14,7 @@ ARGS ?=
 TEST_WORKERS ?= 2
 BIN := .venv/bin
 BUILD = build/cmake-$(shell $(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')
-CPP_FILES = $(shell git ls-files '*.cpp' '*.h')
+CPP_FILES := git ls-files '*.cpp' '*.h'
 
 # $(call apt_get,package): installs a Debian package, without ever asking for a password.
 apt_get = { sudo=$$([ $$(id -u) = 0 ] || echo sudo -n); command -v apt-get && \
@@ -65,13 +65,13 @@ lint: env  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	$(CPP_FILES) | xargs $(BIN)/clang-format --dry-run -Werror
 
 .PHONY: format
 format: env  ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP_FILES)
+	$(CPP_FILES) | xargs $(BIN)/clang-format -i
 
 .PHONY: demo
 demo: build  ## watch a model generate with exact and with sifted attention
