@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import math
 import os
+import statistics
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,26 +33,28 @@ LENGTHS = (8192, 16384, 32768)
 # The standard deviation of the synthetic keys, chosen so that about as many value rows are loaded
 # as by the trained model of part 1; scores then have a standard deviation of about 3.
 KEY_SCALE = 3.3
-SDPA, GROUPED, EXACT, SIFTED = (
+EMPTY, SDPA, GROUPED, EXACT, SIFTED = MODES = (
+    "empty cache: weights alone",
     "SDPA, stock cache",
     "grouped matmul, our cache",
     "sift, exact",
     "sift, default",
 )
+WARM_UP_TOKENS = 2  # caches move into their buffers, threads start
 
 
 @dataclass
 class Decoding:
-    """One way to decode at one length."""
+    """One way to decode at one length; the median over its tokens."""
 
     mode: str
     num_keys: int
     seconds_per_token: float
-    loaded_fraction: float = 1.0
+    loaded_fraction: float
 
 
 def run(quick: bool) -> list[Decoding]:
-    """Time every mode at every length; the time with an empty cache has 0 keys."""
+    """Time every mode at every length, token by token in turn, so that noise hits all alike."""
     heading("2  Decoding with the layer shape of Llama-3.2-1B")
     model = _build_model()
     say(
@@ -65,16 +67,27 @@ def run(quick: bool) -> list[Decoding]:
     )
     dtype = _register_grouped_matmul()
     print(f"  The grouped matmul computes in {dtype}, which is faster on this machine.\n")
-    lengths = LENGTHS[:1] if quick else LENGTHS
-    budget_s = 1.0 if quick else 3.0
-    results = [Decoding(EXACT, 0, _seconds_per_token(model, DynamicCache(), budget_s)[0])]
-    modes = [(num_keys, mode) for num_keys in lengths for mode in (SDPA, GROUPED, EXACT, SIFTED)]
-    progress = tqdm(modes, unit="mode", leave=False, disable=None, ncols=WIDTH)
-    for num_keys, mode in progress:
-        progress.set_description(f"  {mode}, {num_keys:,} keys")
-        with _decoding(model, mode) as loaded_fraction:
-            seconds, _ = _seconds_per_token(model, _filled_cache(model, num_keys, mode), budget_s)
-            results.append(Decoding(mode, num_keys, seconds, loaded_fraction()))
+    lengths, num_tokens = (LENGTHS[:1], 4) if quick else (LENGTHS, 8)
+    # Every mode has a model of its own; they share their weights.
+    weights = {id(parameter): parameter for parameter in model.parameters()}
+    models = {mode: copy.deepcopy(model, dict(weights)) for mode in MODES}
+    models[GROUPED].set_attn_implementation("grouped_matmul")
+    handles = {
+        EXACT: sift.hf.enable(models[EXACT], sift.SiftConfig(c=0.0)),
+        SIFTED: sift.hf.enable(models[SIFTED], sift.SiftConfig()),
+    }
+    results = []
+    steps = len(lengths) * (WARM_UP_TOKENS + num_tokens)
+    with tqdm(total=steps, unit="round", leave=False, disable=None, ncols=WIDTH) as progress:
+        for num_keys in lengths:
+            progress.set_description(f"  {num_keys:,} keys")
+            for handle in handles.values():
+                handle.reset_stats()
+            seconds = _seconds_per_token(models, num_keys, num_tokens, progress)
+            for mode in MODES:
+                stats = handles[mode].stats().total if mode in handles else None
+                loaded = 1.0 if stats is None else stats.loaded_fraction
+                results.append(Decoding(mode, num_keys, seconds[mode], loaded))
     _print_results(results)
     return results
 
@@ -94,9 +107,11 @@ def _build_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).bfloat16().eval()
 
 
-def _filled_cache(model: LlamaForCausalLM, num_keys: int, mode: str) -> DynamicCache:
+def _filled_cache(config: LlamaConfig, num_keys: int, mode: str) -> DynamicCache:
     """A cache that holds num_keys random keys and values in every layer."""
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=config)
+    if mode == EMPTY:
+        return cache
     if mode == GROUPED:
         for layer in cache.layers:
             layer.__class__ = GrowingLayer
@@ -109,50 +124,41 @@ def _filled_cache(model: LlamaForCausalLM, num_keys: int, mode: str) -> DynamicC
     return cache
 
 
-@contextlib.contextmanager
-def _decoding(model: LlamaForCausalLM, mode: str) -> Iterator[Callable[[], float]]:
-    """The model with one mode's attention; yields how to ask for the fraction of rows loaded."""
-    if mode in (SDPA, GROUPED):
-        model.set_attn_implementation("sdpa" if mode == SDPA else "grouped_matmul")
-        yield lambda: 1.0
-    else:
-        config = sift.SiftConfig(c=0.0) if mode == EXACT else sift.SiftConfig()
-        with sift.hf.enabled(model, config) as handle:
-            yield lambda: handle.stats().total.loaded_fraction
-
-
 def _seconds_per_token(
-    model: LlamaForCausalLM, cache: DynamicCache, budget_s: float
-) -> tuple[float, int]:
-    """Greedy decoding for about `budget_s`: the median time of a token, and how many there were."""
-    token = torch.tensor([[1]])
-    times: list[float] = []
-    start_s = time.perf_counter()
-    # The first two tokens warm up: caches move into their buffers, threads start.
-    while len(times) < 5 or (time.perf_counter() - start_s < budget_s and len(times) < 40):
-        token_start_s = time.perf_counter()
-        token = model(input_ids=token, past_key_values=cache).logits.argmax(-1)
-        times.append(time.perf_counter() - token_start_s)
-    times = sorted(times[2:])
-    return times[len(times) // 2], len(times)
+    models: dict[str, LlamaForCausalLM], num_keys: int, num_tokens: int, progress: tqdm[None]
+) -> dict[str, float]:
+    """Greedy decoding of num_tokens tokens by every mode: the median time of one."""
+    caches = {mode: _filled_cache(models[mode].config, num_keys, mode) for mode in models}
+    tokens = {mode: torch.tensor([[1]]) for mode in models}
+    times: dict[str, list[float]] = {mode: [] for mode in models}
+    for step in range(WARM_UP_TOKENS + num_tokens):
+        for mode, model in models.items():
+            start_s = time.perf_counter()
+            output = model(input_ids=tokens[mode], past_key_values=caches[mode])
+            tokens[mode] = output.logits[:, -1:].argmax(-1)
+            if step >= WARM_UP_TOKENS:
+                times[mode].append(time.perf_counter() - start_s)
+        progress.update()
+    return {mode: statistics.median(seconds) for mode, seconds in times.items()}
 
 
 def _print_results(results: list[Decoding]) -> None:
-    empty_s = results[0].seconds_per_token
-    rows = [["empty cache: weights alone", "0", f"{1 / empty_s:.2f}", "", "", ""]]
-    for num_keys in dict.fromkeys(r.num_keys for r in results[1:]):
-        group = [r for r in results if r.num_keys == num_keys]
-        for r in group:
-            rows.append(
-                [
-                    r.mode,
-                    f"{num_keys:,}",
-                    f"{1 / r.seconds_per_token:.2f}",
-                    f"{group[0].seconds_per_token / r.seconds_per_token:.1f}x",
-                    f"{max(r.seconds_per_token - empty_s, 0) * 1e3:.0f} ms",
-                    f"{r.loaded_fraction:.1%}",
-                ]
-            )
+    rows = []
+    for num_keys in dict.fromkeys(r.num_keys for r in results):
+        seconds = {r.mode: r.seconds_per_token for r in results if r.num_keys == num_keys}
+        for r in results:
+            if r.num_keys == num_keys:
+                beyond_ms = (r.seconds_per_token - seconds[EMPTY]) * 1e3
+                rows.append(
+                    [
+                        r.mode,
+                        f"{0 if r.mode == EMPTY else num_keys:,}",
+                        f"{1 / r.seconds_per_token:.2f}",
+                        f"{seconds[SDPA] / r.seconds_per_token:.1f}x",
+                        "" if r.mode == EMPTY else f"{beyond_ms:.1f} ms",
+                        "" if r.mode == EMPTY else f"{r.loaded_fraction:.1%}",
+                    ]
+                )
     table(["mode", "keys", "tokens/s", "vs SDPA", "beyond weights", "V rows loaded"], rows)
 
 
@@ -205,11 +211,11 @@ def plot(results: list[Decoding], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for mode in (SDPA, GROUPED, EXACT, SIFTED):
-        points = [(r.num_keys, 1 / r.seconds_per_token) for r in results[1:] if r.mode == mode]
-        axis.plot(*zip(*points, strict=True), marker="o", label=mode)
-    axis.axhline(1 / results[0].seconds_per_token, color="k", ls=":", label="empty cache")
-    lengths = sorted({r.num_keys for r in results[1:]})
+    for mode in MODES:
+        points = [(r.num_keys, 1 / r.seconds_per_token) for r in results if r.mode == mode]
+        style = "k:" if mode == EMPTY else "o-"
+        axis.plot(*zip(*points, strict=True), style, label=mode)
+    lengths = sorted({r.num_keys for r in results})
     axis.set(
         xlabel="keys in the cache",
         ylabel="tokens per second",
