@@ -33,7 +33,9 @@ def main(kind: str, rank: str, port: str, folder: str, result: str) -> None:
     static = {"cache_implementation": "static"}
     with sift.hf.enabled(model.eval(), sift.SiftConfig(c=1.0, min_keys=0)) as handle:
         if kind == "tensor":
-            runs = [{}, static, {"prefill_chunk_size": 8, **static}]
+            runs = [{}, static]
+            if "distributed_config" in options:  # before it, chunks bypass the model's hooks
+                runs.append({"prefill_chunk_size": 8, **static})
             logits = [generate(model, left_padded(), **run)[1] for run in runs]
         else:
             logits = [generate(model, prompt())[1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from modes import NEW, generate, left_padded, prompt
-from tiny_models import FAMILIES, build
+from tiny_models import FAMILIES, VERSION, build
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, StaticCache
 
@@ -23,9 +23,9 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-def compiled(backend: str = "eager") -> dict[str, object]:
+def compiled(backend: str = "eager", fullgraph: bool = True) -> dict[str, object]:
     """Options of `generate` that compile the decode steps as on an accelerator."""
-    config = CompileConfig(fullgraph=True, backend=backend, mode=None)
+    config = CompileConfig(fullgraph=fullgraph, backend=backend, mode=None)
     config._compile_all_devices = True
     return {"cache_implementation": "static", "compile_config": config}
 
@@ -46,6 +46,8 @@ def num_graphs() -> int:
     ],
 )
 def test_generate_compiles_once_and_equals_eager(family, backend, config):
+    if family == "gpt_oss" and VERSION.major < 5:
+        pytest.skip("the stock experts do not compile as a whole")
     model = build(family)
     inputs = prompt(length=140) if config is CALIBRATED else left_padded()
     with sift.hf.enabled(model, config) as handle:
@@ -64,19 +66,21 @@ def test_generate_compiles_once_and_equals_eager(family, backend, config):
     assert not counters["graph_break"]
 
 
+@pytest.mark.skipif(VERSION.major < 5, reason="chunks bypass the model's hooks")
 @pytest.mark.parametrize("config", [SIFTING, CALIBRATED], ids=["uniform", "quantile"])
 def test_chunked_prefill_compiles(config):
     model = build("llama")
     inputs = prompt(length=140)
+    fullgraph = VERSION.release[:2] != (5, 18)  # where the stock model breaks the graph, too
     with sift.hf.enabled(model, config) as handle:
         _, logits = generate(model, inputs)
         expected = handle.stats().total
         handle.reset_stats()
         for _ in range(2):
-            again = generate(model, inputs, prefill_chunk_size=32, **compiled())
+            again = generate(model, inputs, prefill_chunk_size=32, **compiled(fullgraph=fullgraph))
             torch.testing.assert_close(again[1], logits, atol=1e-5, rtol=0)
         total = handle.stats().total
-    assert not counters["graph_break"]
+    assert not counters["graph_break"] or not fullgraph
     assert total.rows_loaded == 2 * expected.rows_loaded < total.keys
     assert total.dropped == pytest.approx(2 * expected.dropped, rel=1e-4)
     assert total.unfitted_heads == 0
@@ -92,7 +96,11 @@ def test_two_static_caches_share_a_graph():
             model(prompt(), past_key_values=cache)
         for token in range(3, 6):
             tokens = torch.full((2, 1), token)
-            results.append([step(tokens, past_key_values=cache).logits for cache in caches])
+            # Before transformers 5 a model cannot tell the position inside a whole graph.
+            position = {"cache_position": torch.tensor([17 + token])} if VERSION.major < 5 else {}
+            results.append(
+                [step(tokens, past_key_values=cache, **position).logits for cache in caches]
+            )
     for first, second in results:
         assert torch.equal(first, second)
     assert num_graphs() == 1

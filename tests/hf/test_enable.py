@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from modes import NEW, generate, prompt, step_through
-from tiny_models import LAYERS, VOCABULARY, build, finish
+from tiny_models import LAYERS, VERSION, VOCABULARY, build, finish
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 import sift_attention as sift
@@ -232,19 +232,21 @@ def test_continuous_batching_is_refused(model):
     with sift.hf.enabled(model, EXACT):
         with pytest.raises(NotImplementedError, match="continuous batching"):
             model.generate_batch(requests)
-        with pytest.raises(NotImplementedError, match="continuous batching"):
+        error = NotImplementedError if VERSION.major >= 5 else ValueError
+        with pytest.raises(error, match=r"continuous batching|paged"):
             generate(model, prompt(1), cache_implementation="paged")
 
 
 def test_speculation_on_a_static_cache_is_refused(model):
+    # Every token is in the prompt, so that there are candidates to take back.
+    tokens = torch.arange(2, VOCABULARY)[None].repeat(1, 2)
+    options = {"prompt_lookup_num_tokens": 3, "eos_token_id": VOCABULARY}
     with sift.hf.enabled(model, EXACT):
-        cache = StaticCache(config=model.config, max_cache_len=40)
-        with pytest.raises(ValueError, match="dynamic for assisted generation and prompt lookup"):
-            generate(model, prompt(1), past_key_values=cache, prompt_lookup_num_tokens=3)
+        cache = StaticCache(config=model.config, max_cache_len=300)
+        with pytest.raises(ValueError, match=r"(?i)assisted generat"):
+            generate(model, tokens, past_key_values=cache, **options)
         with pytest.raises(ValueError, match="dynamic for assisted generation and prompt lookup"):
             cache.crop(-1)
-        with pytest.raises(ValueError, match=r"(?i)assisted generat"):
-            generate(model, prompt(1), cache_implementation="static", prompt_lookup_num_tokens=3)
 
 
 def test_models_outside_the_attention_interface_are_refused():
@@ -295,6 +297,16 @@ def test_inference_mode_then_no_grad(model):
             cache.reset()
 
 
+@pytest.mark.skipif(VERSION.major >= 5, reason="its forward takes **kwargs")
+def test_encoder_decoder_is_refused():
+    model = transformers.BartForConditionalGeneration(
+        transformers.BartConfig(d_model=64, encoder_layers=1, decoder_layers=1, vocab_size=128)
+    )
+    with pytest.raises(ValueError, match=r"forward of model must take \*\*kwargs, got Bart"):
+        sift.hf.enable(model)
+
+
+@pytest.mark.skipif(VERSION.major < 5, reason="its forward takes no **kwargs")
 def test_encoder_decoder():
     torch.manual_seed(0)
     config = transformers.BartConfig(

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 import transformers
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+VERSION = Version(transformers.__version__)
 VOCABULARY = 128
 LAYERS = 2
 

@@ -251,10 +251,10 @@ def preallocate(cache: Any, num_layers: int, group_size: int) -> None:
     """
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
-    static: list[Any] = [layer for layer in cache.layers if isinstance(layer, StaticLayer)]
-    if len(static) < len(cache.layers) or not all(layer.is_initialized for layer in static):
+    layers: list[Any] = cache.layers
+    if not layers or not all(isinstance(x, StaticLayer) and x.is_initialized for x in layers):
         return
     for layer_idx in range(num_layers):
-        values = static[min(layer_idx, len(static) - 1)].values
+        values = layers[min(layer_idx, len(layers) - 1)].values
         batch, num_kv_heads = values.shape[:2]
         cache.sift_state.layer(layer_idx, batch, num_kv_heads * group_size, values)
