@@ -38,7 +38,7 @@ Plan make_plan(const DecodeParams& p, int num_threads) {
   int64_t num_keys = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t length = sequence_length(p.keys, b, p.capacity);
-    plan.max_chunks = std::max(plan.max_chunks, (length + kChunkKeys - 1) / kChunkKeys);
+    plan.max_chunks = std::max(plan.max_chunks, num_chunks(length));
     num_keys += length;
   }
   const int64_t k_bytes = num_keys * p.num_kv_heads * p.head_dim * element_bytes(p.dtype);

@@ -15,7 +15,8 @@ namespace sift {
 using ParallelFor =
     std::function<void(int64_t count, const std::function<void(int64_t begin, int64_t end)>& body)>;
 
-// Bytes of scratch that decode_cpu needs: at most 4 * HQ * S per sequence plus 1 MB per thread.
+// Bytes of scratch that decode_cpu needs: at most 4 * HQ * S per sequence, S rounded up to a multiple
+// of 1,024, plus about 1 MB per thread.
 int64_t decode_cpu_workspace_bytes(const DecodeParams& params, int num_threads);
 void decode_cpu(const DecodeParams& params, void* workspace, int num_threads,
                 const ParallelFor& parallel_for);
@@ -25,7 +26,8 @@ void score_quantile_cpu(const ScoreQuantileParams& params, void* workspace, int 
                         const ParallelFor& parallel_for);
 
 // Instruction-set levels: "avx512_bf16", "avx512", "avx2", "portable", best first. The active one is
-// the best that this processor runs, or what SIFT_CPU_ISA asks for.
+// the best that this processor runs, or what SIFT_CPU_ISA asks for; the operators read the variable
+// at every call.
 // Throws std::invalid_argument for a level that is unknown or that this processor lacks.
 std::string cpu_isa();
 std::vector<std::string> supported_cpu_isas();

@@ -29,7 +29,7 @@ GroupDecoder::GroupDecoder(const DecodeParams& params, const Level& level,
       element_bytes_(element_bytes(params.dtype)) {}
 
 int64_t GroupDecoder::num_chunks(int64_t group) const {
-  return (sequence(group).num_keys + kChunkKeys - 1) / kChunkKeys;
+  return sift::num_chunks(sequence(group).num_keys);
 }
 
 int64_t GroupDecoder::first_head(int64_t group) const { return group * group_size_; }

@@ -35,8 +35,8 @@ const Level& active_level() {
     if (std::string_view(wanted) == level->name) return *level;
     names += (names.empty() ? "" : ", ") + std::string(level->name);
   }
-  throw std::invalid_argument("SIFT_CPU_ISA must be one of " + names +
-                              " on this processor, got " + wanted);
+  throw std::invalid_argument("SIFT_CPU_ISA must be one of " + names + " on this processor, got " +
+                              wanted);
 }
 
 std::string cpu_isa() { return active_level().name; }

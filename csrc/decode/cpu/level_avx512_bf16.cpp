@@ -1,7 +1,7 @@
 // The level for AVX-512 with BF16: dot products of bfloat16 need no conversion.
 #include "decode/cpu/simd_avx512.h"
 // The vectors come first.
-#include "decode/cpu/kernels.h"
+#include "decode/cpu/make_level.h"
 
 namespace sift {
 namespace {

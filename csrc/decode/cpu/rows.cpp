@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <bit>
 
-#include "decode/cpu/level.h"
-
 namespace sift {
 namespace {
 
@@ -50,7 +48,7 @@ Sequence find_attended_keys(const AttendedKeys& keys, int64_t b, int64_t capacit
   // Appends `count` attended keys; position_of(i) finds the i-th of them.
   const auto append = [&](int64_t count, const auto& position_of) {
     if (num_keys == 0) first = position_of(0);
-    int64_t chunk = (num_keys + kChunkKeys - 1) / kChunkKeys;
+    int64_t chunk = num_chunks(num_keys);
     for (; chunk_starts != nullptr && chunk * kChunkKeys < num_keys + count; ++chunk) {
       chunk_starts[chunk] = static_cast<int32_t>(position_of(chunk * kChunkKeys - num_keys));
     }

@@ -6,9 +6,12 @@
 
 #include <cstdint>
 
+#include "decode/cpu/level.h"
 #include "decode/params.h"
 
 namespace sift {
+
+inline int64_t num_chunks(int64_t num_keys) { return (num_keys + kChunkKeys - 1) / kChunkKeys; }
 
 // The attended keys of one sequence.
 struct Sequence {

@@ -33,7 +33,7 @@ Plan make_plan(const ScoreQuantileParams& p, int num_threads) {
   plan.rows_per_tile = std::clamp<int64_t>(kQueriesPerTile / plan.group_size, 1, p.num_rows);
   plan.num_tiles = (p.num_rows + plan.rows_per_tile - 1) / plan.rows_per_tile;
   plan.num_tasks = p.batch * p.num_kv_heads * plan.num_tiles;
-  plan.max_chunks = (p.capacity + kChunkKeys - 1) / kChunkKeys;
+  plan.max_chunks = num_chunks(p.capacity);
   plan.num_slots = std::clamp<int64_t>(num_threads, 1, plan.num_tasks);
   return plan;
 }

@@ -1,6 +1,7 @@
 // Tasks of uneven length on the caller's threads.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -14,7 +15,7 @@ template <typename Task>
 void run_tasks(const ParallelFor& parallel_for, int64_t num_slots, int64_t count,
                const Task& task) {
   std::atomic<int64_t> next{0};
-  parallel_for(num_slots, [&](int64_t begin, int64_t end) {
+  parallel_for(std::min(num_slots, count), [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin; slot < end; ++slot) {
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(slot, i);
     }
