@@ -49,8 +49,9 @@ inline __attribute__((always_inline)) void score_step(const void* const* rows,
     for (int i = 0; i < kKeys; ++i) k[i] = load_row(i);
     for (int h = 0; h < kHeads; ++h) {
       const Operand q = Product<T>::query(queries[h] + d);
-      for (int i = 0; i < kKeys; ++i)
+      for (int i = 0; i < kKeys; ++i) {
         sums[h * kKeys + i] = Product<T>::add(sums[h * kKeys + i], q, k[i]);
+      }
     }
   } else {
     Operand q[kHeads];
@@ -58,8 +59,9 @@ inline __attribute__((always_inline)) void score_step(const void* const* rows,
 #pragma GCC unroll 16
     for (int i = 0; i < kKeys; ++i) {
       const Operand k = load_row(i);
-      for (int h = 0; h < kHeads; ++h)
+      for (int h = 0; h < kHeads; ++h) {
         sums[h * kKeys + i] = Product<T>::add(sums[h * kKeys + i], q[h], k);
+      }
     }
   }
 }
