@@ -53,6 +53,22 @@ class AttendedKeys:
             and mask.shape[0] in (1, batch)
         )
 
+    @classmethod
+    def of(
+        cls, mask: Tensor | AttendedKeys | None, batch: int, num_rows: int, k: Tensor
+    ) -> AttendedKeys:
+        """The keys of k (Tensor[B, HK, N, D]) that a mask attends; an AttendedKeys is itself.
+
+        Raises:
+            ValueError: `accepts` refuses the mask.
+        """
+        if isinstance(mask, AttendedKeys):
+            return mask
+        if mask is not None and not cls.accepts(mask, batch, num_rows, k.shape[2]):
+            shape, got = (batch, 1, num_rows, k.shape[2]), tuple(mask.shape)
+            raise ValueError(f"SiftState: mask must be bool {shape}, got {mask.dtype} {got}")
+        return cls(mask, batch, num_rows, k.shape[2], k.device)
+
     @property
     def count(self) -> Tensor:
         """S, the number of keys that the newest row attends (Tensor[B], int64)."""

@@ -123,7 +123,7 @@ class SiftState(BatchRows):
             sinks (Tensor[HQ] or None): sink logits.
         """
         self._allocate_for(q, v)
-        attended = _attended_keys(mask, q.shape[0], q.shape[2], k)
+        attended = AttendedKeys.of(mask, q.shape[0], q.shape[2], k)
         if self._calibration is not None:
             scale = 1.0 / math.sqrt(q.shape[3]) if scale is None else scale
             sinks = None if sinks is None else sinks.float()
@@ -168,7 +168,7 @@ class SiftState(BatchRows):
             self.values.add_newest(v)
             log_alpha = self._exact if attended < self.config.min_keys else self.log_alpha
         else:
-            attended = _attended_keys(mask, q.shape[0], 1, k)
+            attended = AttendedKeys.of(mask, q.shape[0], 1, k)
             key_mask = attended.key_mask
             sifts = attended.at_least(self.config.min_keys)
             covered = self.values.add_attended(v, attended)
@@ -278,14 +278,3 @@ class SiftState(BatchRows):
             self.values.map_rows(change)
             if self._calibration is not None:
                 self._calibration.map_rows(change)
-
-
-def _attended_keys(
-    mask: Tensor | AttendedKeys | None, batch: int, num_rows: int, k: Tensor
-) -> AttendedKeys:
-    if isinstance(mask, AttendedKeys):
-        return mask
-    if mask is not None and not AttendedKeys.accepts(mask, batch, num_rows, k.shape[2]):
-        shape = (batch, 1, num_rows, k.shape[2])
-        raise ValueError(f"SiftState: mask must be boolean {shape}, got {mask.dtype} {mask.shape}")
-    return AttendedKeys(mask, batch, num_rows, k.shape[2], k.device)

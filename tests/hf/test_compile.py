@@ -86,6 +86,20 @@ def test_chunked_prefill_compiles(config):
     assert total.unfitted_heads == 0
 
 
+def test_finished_rows_do_not_count_when_compiled():
+    model = build("llama")
+    inputs = prompt()
+    end = generate(model, inputs)[0][0, -NEW + 1].item()
+    totals = []
+    for options in ({}, compiled()):
+        with sift.hf.enabled(model, sift.SiftConfig(c=0)) as handle:
+            generate(model, inputs, eos_token_id=end, **options)
+        totals.append(handle.stats().total)
+    assert totals[0] == totals[1]
+    assert totals[0].head_steps < (NEW - 1) * 2 * 2 * 4
+    assert not counters["graph_break"]
+
+
 def test_two_static_caches_share_a_graph():
     model = build("llama")
     step = torch.compile(model, backend="eager", fullgraph=True)

@@ -125,7 +125,9 @@ def enable(model: PreTrainedModel, config: SiftConfig | None = None) -> Handle:
     """Sift the decode steps of a Hugging Face model; `disable` of the handle undoes it.
 
     Steps that cannot be sifted (several query tokens, sliding windows, training, additive masks,
-    dtypes or head sizes that the operator lacks) run dense and are counted with their reason.
+    dtypes or head sizes that the operator lacks) run dense and are counted with their reason. Call
+    the model itself: calls of a module inside it, and of its `forward` compiled under another name,
+    are dense and not counted.
 
     Args:
         model: a decoder, the text decoder of a vision-language model, or an encoder-decoder, of
