@@ -12,7 +12,15 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-COLOURS = {"SDPA": "tab:gray", "grouped": "tab:blue", "flex": "tab:purple"}
+COLOURS = {
+    "SDPA": "tab:gray",
+    "grouped": "tab:blue",
+    "flex": "tab:purple",
+    "sift, exact": "tab:green",
+    "sift, 25%": "gold",
+    "sift, 10%": "tab:orange",
+    "sift, 4%": "tab:red",
+}
 
 
 def plot(result: dict[str, Any], json_path: Path) -> list[Path]:
