@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Everything happens in .venv and build/; nothing is installed twice.
 #
-# On Linux a plain pip brings the CUDA build of torch; for the much smaller CPU build:
-#   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# On Linux a plain pip brings the CUDA build of torch; to take the much smaller CPU build, name an
+# index that has it: make test PIP_FLAGS="--extra-index-url ..."
 # ARGS goes to the program: make demo ARGS=--quick
 
 SHELL := bash
