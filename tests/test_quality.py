@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from sift_attention.eval.teacher_forced import teacher_forced  # noqa: E402
 
 LENGTH = 1024
-PREFILL = 896
+PREFILL = 640
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def test_default_sifting_loads_a_quarter_and_stays_close_on_text(model, samples)
     assert result.decode_calls == num_layers * len(result.num_keys)
     assert result.sifted_calls > 0.9 * result.decode_calls
     assert result.loaded_fraction.mean() <= 0.25
-    assert 0 < result.kl.mean() < 0.01
-    assert abs(result.delta_nll.mean()) < 0.01
+    assert 0 < result.kl.mean() < 0.002  # 0.0003 measured; 0.0035 without the mean residual
+    assert abs(result.delta_nll.mean()) < 0.005
     assert result.agreement > 0.97
 
 

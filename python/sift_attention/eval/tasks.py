@@ -32,7 +32,8 @@ class Sample:
 
     Attributes:
         tokens (int64 [T]): token ids below `VOCAB_SIZE`; tokens[0] is `BOS`.
-        weights (float32 [T]): training weight, 0 where the token cannot be predicted.
+        weights (float32 [T]): training weight, 0 where the token cannot be predicted. A model
+            trained with them predicts nothing meaningful there: compare models elsewhere.
         answers (bool [T]): whether tokens[:t] determine tokens[t], up to chance in `repeats`.
     """
 
