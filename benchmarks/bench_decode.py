@@ -112,15 +112,15 @@ def print_tables(rows: list[Row], bandwidth: dict[int, float]) -> None:
         chosen = [row for row in rows if (row["shape"], row["threads"]) == panel]
         longest = [row for row in chosen if row["keys"] == lengths[-1]]
         print(f"\n{panel[0]} layer, {panel[1]} thread(s): ms by number of keys")
-        print(f"{'':22}" + "".join(f"{num_keys:>9}" for num_keys in lengths))
+        print(f"{'':30}" + "".join(f"{num_keys:>9}" for num_keys in lengths))
         for name in (row["name"] for row in longest):
             times = {row["keys"]: row["median_ms"] for row in chosen if row["name"] == name}
             cells = (f"{times[n]:9.3f}" if n in times else f"{'':9}" for n in lengths)
-            print(f"{name:22}" + "".join(cells))
-        print(f"\n{f'at {lengths[-1]:,} keys':22}{'vs SDPA':>9}{'loaded':>9}{'GB/s':>9}"
+            print(f"{name:30}" + "".join(cells))
+        print(f"\n{f'at {lengths[-1]:,} keys':30}{'vs SDPA':>9}{'loaded':>9}{'GB/s':>9}"
               f"{'of read':>9}{'error':>10}{'spread':>9}")  # fmt: skip
         for row in longest:
-            print(f"{row['name']:22}{longest[0]['median_ms'] / row['median_ms']:8.1f}x"
+            print(f"{row['name']:30}{longest[0]['median_ms'] / row['median_ms']:8.1f}x"
                   f"{row['loaded_fraction']:9.1%}{row['gb_per_s']:9.1f}"
                   f"{row['gb_per_s'] / bandwidth[panel[1]]:9.1%}{row['error']:10.1e}"
                   f"{row['spread']:9.1%}")  # fmt: skip

@@ -21,6 +21,7 @@ COLOURS = {
     "sift, 10%": "tab:orange",
     "sift, 4%": "tab:red",
 }
+STYLES = {"fp32": "--", "widened": "-."}
 
 
 def plot(result: dict[str, Any], json_path: Path) -> list[Path]:
@@ -47,7 +48,7 @@ def _plot_time(result: dict[str, Any], path: Path) -> None:
         for name in dict.fromkeys(row["name"] for row in rows):
             points = [(r["keys"], r["median_ms"]) for r in rows if r["name"] == name]
             colour = next((c for key, c in COLOURS.items() if name.startswith(key)), None)
-            style = "--" if name.endswith("fp32") else "-"
+            style = next((s for end, s in STYLES.items() if name.endswith(end)), "-")
             axis.loglog(*zip(*points, strict=True), style, marker=".", color=colour, label=name)
         limit = [(r["keys"], r["bytes"] / result["read_gb_per_s"][str(threads)] / 1e6)
                  for r in rows if r["name"] == "sift, exact"]  # fmt: skip

@@ -127,11 +127,25 @@ def baseline_calls(
 
         return call
 
+    def widened_matmul(q: Tensor, caches: list[tuple[Tensor, Tensor]]) -> Callable[[], Tensor]:
+        """One head at a time, so that its float32 copy of K or V stays in the cache."""
+        cache = rotate(caches)
+        heads = q.float().view(shape.num_kv_heads, shape.group, shape.head_dim).unbind()
+
+        def call() -> Tensor:
+            k, v = cache()
+            rows = zip(heads, k[0].unbind(), v[0].unbind(), strict=True)
+            out = [((q @ k.float().mT) * scale).softmax(-1) @ v.float() for q, k, v in rows]
+            return torch.cat(out).to(q.dtype).view(q.shape)
+
+        return call
+
     calls = {
         "SDPA, bf16": sdpa(q, problem.caches),
         "SDPA, fp32": sdpa(q.float(), wide),
         "grouped matmul, bf16": grouped_matmul(q, problem.caches),
         "grouped matmul, fp32": grouped_matmul(q.float(), wide),
+        "grouped matmul, bf16 widened": widened_matmul(q, problem.caches),
     }
     if flex:
         calls["flex_attention, bf16"] = flex_call(q, problem.caches)
