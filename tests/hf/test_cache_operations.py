@@ -82,7 +82,7 @@ def test_copies_continue_alike(model):
         assert len({state.log_alpha.data_ptr() for state in states}) == 3
 
 
-def test_crop_and_reset_replay_alike(model):
+def test_crop_replays_alike(model):
     with sift.hf.enabled(model, QUANTILE), torch.no_grad():
         cache = DynamicCache(config=model.config)
         model(prompt(1, LONG), past_key_values=cache)
@@ -91,15 +91,25 @@ def test_crop_and_reset_replay_alike(model):
         cache.crop(-NEW)
         _, again = step_through(model, cache, new)
         torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
-        static = StaticCache(config=model.config, max_cache_len=LONG + NEW)
-        for reused in (cache, static, static):
-            reused.reset()
-            model(prompt(1, LONG), past_key_values=reused)
-            _, again = step_through(model, reused, new)
-            torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.filterwarnings("ignore:sift_attention. no decode step was sifted")
+@pytest.mark.parametrize("cache_class", ["dynamic", "static"])
+def test_a_reset_cache_is_as_new(model, cache_class):
+    other = prompt(1, LONG).flip(1)
+    new = torch.tensor([[5]])
+    with sift.hf.enabled(model, QUANTILE), torch.no_grad():
+        fresh = model(other)
+        _, expected = step_through(model, fresh.past_key_values, new)
+        cache = DynamicCache(config=model.config)
+        if cache_class == "static":
+            cache = StaticCache(config=model.config, max_cache_len=LONG + NEW)
+        for tokens in (prompt(1, LONG), other):
+            cache.reset()
+            model(tokens, past_key_values=cache)
+            _, logits = step_through(model, cache, new)
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
 def test_crop_forgets_samples_of_rejected_tokens(model):
     with sift.hf.enabled(model, QUANTILE), torch.no_grad():
         cache = DynamicCache(config=model.config)

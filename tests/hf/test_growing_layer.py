@@ -70,6 +70,15 @@ def test_changes_and_growth(both, change):
         same(both)
 
 
+def test_a_crop_does_not_bring_back_replaced_buffers(both):
+    update(both, 10)
+    for layer in both:
+        layer.reorder_cache(torch.tensor([1, 0]))
+        layer.crop(-2)
+    update(both, 1)
+    same(both)
+
+
 def test_copies_do_not_share_rows_that_come_later(both):
     update(both, 10)
     ours = both[1]

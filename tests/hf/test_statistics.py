@@ -12,6 +12,9 @@ from tiny_models import LAYERS, build
 from transformers import DynamicCache
 
 import sift_attention as sift
+from sift_attention.hf.attention import Forward
+from sift_attention.hf.cache import CacheState
+from sift_attention.hf.stats import Totals
 
 
 @pytest.fixture
@@ -114,3 +117,16 @@ def test_unsupported_shapes_run_dense(change, reason):
         _, logits = generate(model, prompt())
     assert torch.equal(logits, expected)
     assert handle.stats().total.dense_calls == {reason: (NEW - 1) * LAYERS}
+
+
+def test_masks_are_worked_out_once_a_forward():
+    mask = torch.ones(1, 1, 1, 9, dtype=torch.bool)
+    key = torch.zeros(1, 2, 9, 32)
+    forward = Forward(CacheState(UNIFORM, Totals()))
+    first = forward.attended(mask, key, 1)
+    assert forward.attended(mask, key, 1) is first
+    other = torch.zeros(1, 1, 1, 9, dtype=torch.bool)
+    assert forward.attended(other, key, 1).count.item() == 0
+    assert forward.attended(None, key, 1).count.item() == 9
+    assert forward.attended(None, key[:, :, :5], 1).count.item() == 5
+    assert forward.attended(torch.zeros(1, 1, 1, 9), key, 1) is None

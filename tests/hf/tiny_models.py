@@ -60,6 +60,18 @@ FAMILIES = {
         stock="eager",
     ),
     "phi3": Family("Phi3Config", {"head_dim": None}),
+    "llama4": Family(  # keys in chunks, without the sliding_window argument
+        "Llama4TextConfig",
+        {
+            "layer_types": ["chunked_attention", "full_attention"],
+            "attention_chunk_size": 8,
+            "no_rope_layers": [1, 0],
+            "intermediate_size_mlp": 96,
+            "num_local_experts": 2,
+            "moe_layers": [1],
+        },
+        full_layers=1,
+    ),
     "gemma3n": Family(
         "Gemma3nTextConfig",
         {
