@@ -18,6 +18,12 @@ LENGTH = 1024
 PREFILL = 640
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The steps of so small a model are too short to share; on a busy machine threads only wait."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def model():
     folder = Path(__file__).parents[1] / "examples" / "model"
