@@ -153,10 +153,10 @@ def test_interleaved_caches_and_threads(model):
 
 
 def test_beams_reorder_in_place(model, monkeypatch):
-    seen: dict[int, set[int]] = {}
+    seen: dict[SiftState, set[int]] = {}
 
     def decode(self, *args, **kwargs):
-        seen.setdefault(id(self), set()).add(self.values.total.data_ptr())
+        seen.setdefault(self, set()).add(self.values.total.data_ptr())
         return original(self, *args, **kwargs)
 
     original = SiftState.decode

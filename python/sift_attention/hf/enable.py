@@ -74,7 +74,8 @@ class Handle:
         """Make sure that there is a cache with sifting states, and hand them to the layers."""
         if len(args) > 1:
             args, kwargs = (), {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
-        if kwargs.get("output_attentions", model.config.output_attentions):
+        output_attentions = kwargs.get("output_attentions")
+        if model.config.output_attentions if output_attentions is None else output_attentions:
             raise ValueError(
                 "forward: output_attentions must be False while sifting, got True; "
                 'use attn_implementation="eager"'
@@ -90,8 +91,10 @@ class Handle:
             state = adopt(cache, self.config, self._totals)
             tokens = kwargs.get("input_ids", args[0] if args else None)
             active = None
-            if state.pad_token is not None and tokens is not None and tokens.shape[1] == 1:
-                active = tokens[:, 0] != state.pad_token
+            if state.pad_token is not None and tokens is not None:
+                batch, num_rows = tokens.shape
+                if batch > 1 and num_rows == 1:  # a single sequence ends with generate
+                    active = tokens[:, 0] != state.pad_token
             kwargs = {**kwargs, "sift_state": Forward(state, active)}
         return args, kwargs
 
