@@ -110,6 +110,7 @@ def test_a_reset_cache_is_as_new(model, cache_class):
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:sift_attention. no decode step was sifted")
 def test_crop_forgets_samples_of_rejected_tokens(model):
     with sift.hf.enabled(model, QUANTILE), torch.no_grad():
         cache = DynamicCache(config=model.config)

@@ -41,10 +41,10 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if length == 0 or not self._owns_buffers() or grown > self._key_buffer.shape[2]:
             self._key_buffer = _buffer(self.keys, key_states, length)
             self._value_buffer = _buffer(self.values, value_states, length)
-        self._key_buffer[:, :, length:grown] = key_states
-        self._value_buffer[:, :, length:grown] = value_states
-        self.keys = self._view = self._key_buffer[:, :, :grown]
-        self.values = self._value_buffer[:, :, :grown]
+        self._key_buffer.narrow(2, length, grown - length).copy_(key_states)
+        self._value_buffer.narrow(2, length, grown - length).copy_(value_states)
+        self.keys = self._view = self._key_buffer.narrow(2, 0, grown)
+        self.values = self._value_buffer.narrow(2, 0, grown)
         return self.keys, self.values
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
