@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    DynamicCache,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
-from transformers.masking_utils import sdpa_mask
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import sift_attention as sift
 from demo_screen import WIDTH, heading, say, table
 from sift_attention.hf.growing_layer import GrowingLayer
 
-NUM_LAYERS = 4  # of the 16: what fits the demo's time
-NUM_Q_HEADS, NUM_KV_HEADS, HEAD_DIM = 32, 8, 64
+# The decoder is the one that the benchmarks time, with fewer layers.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import decoder
+
+NUM_LAYERS, VOCAB_SIZE = 4, 4096  # of 16 and 128256: what fits the demo's time
 LENGTHS = (8192, 16384, 32768)
 # The standard deviation of the synthetic keys, chosen so that about as many value rows are loaded
 # as by the trained model of part 1; scores then have a standard deviation of about 3.
@@ -56,16 +50,16 @@ class Decoding:
 def run(quick: bool) -> list[Decoding]:
     """Time every mode at every length, token by token in turn, so that noise hits all alike."""
     heading("2  Decoding with the layer shape of Llama-3.2-1B")
-    model = _build_model()
+    model = decoder.build_model(NUM_LAYERS, VOCAB_SIZE)
     say(
-        f"{NUM_LAYERS} of its 16 layers: hidden size 2048, {NUM_Q_HEADS} query and {NUM_KV_HEADS} "
-        f"key/value heads of {HEAD_DIM}; random bfloat16 weights, a vocabulary of "
-        f"{model.config.vocab_size}, {torch.get_num_threads()} threads. Tokens go through "
+        f"{NUM_LAYERS} of its 16 layers: hidden size 2048, {decoder.NUM_Q_HEADS} query and "
+        f"{decoder.NUM_KV_HEADS} key/value heads of {decoder.HEAD_DIM}; random bfloat16 weights, "
+        f"a vocabulary of {VOCAB_SIZE}, {torch.get_num_threads()} threads. Tokens go through "
         "transformers one at a time. The cache is filled with random keys and values instead of a "
         "prefill. Random weights cannot tell how many rows a real model would load: the keys are "
         "scaled for about as many as in part 1, and the time follows from that."
     )
-    formulation = _register_grouped_matmul()
+    formulation = decoder.register_grouped_matmul(LENGTHS[-1])
     say(
         "SDPA with transformers' DynamicCache is the stock way. The grouped matmul is the "
         f"strongest plain PyTorch: {formulation}, which is the faster way on this machine, and on "
@@ -76,7 +70,7 @@ def run(quick: bool) -> list[Decoding]:
     # Every mode has a model of its own; they share their weights.
     weights = {id(parameter): parameter for parameter in model.parameters()}
     models = {mode: copy.deepcopy(model, dict(weights)) for mode in MODES}
-    models[GROUPED].set_attn_implementation("grouped_matmul")
+    models[GROUPED].set_attn_implementation(decoder.GROUPED)
     handles = {
         EXACT: sift.hf.enable(models[EXACT], sift.SiftConfig(c=0.0)),
         SIFTED: sift.hf.enable(models[SIFTED], sift.SiftConfig()),
@@ -97,35 +91,13 @@ def run(quick: bool) -> list[Decoding]:
     return results
 
 
-def _build_model() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=NUM_Q_HEADS,
-        num_key_value_heads=NUM_KV_HEADS,
-        head_dim=HEAD_DIM,
-        max_position_embeddings=131072,
-    )
-    torch.manual_seed(0)
-    return LlamaForCausalLM(config).bfloat16().eval()
-
-
 def _filled_cache(config: LlamaConfig, num_keys: int, mode: str) -> DynamicCache:
-    """A cache that holds num_keys random keys and values in every layer."""
     cache = DynamicCache(config=config)
-    if mode == EMPTY:
-        return cache
     if mode == GROUPED:
         for layer in cache.layers:
             layer.__class__ = GrowingLayer
-    generator = torch.Generator().manual_seed(num_keys)
-    size = (1, NUM_KV_HEADS, num_keys, HEAD_DIM)
-    keys = torch.randn(size, generator=generator).mul_(KEY_SCALE).bfloat16()
-    values = torch.randn(size, generator=generator).bfloat16()
-    for layer_idx in range(NUM_LAYERS):
-        cache.update(keys.roll(layer_idx, 2), values.roll(layer_idx, 2), layer_idx)
+    if mode != EMPTY:
+        decoder.fill_cache(cache, NUM_LAYERS, num_keys, KEY_SCALE)
     return cache
 
 
@@ -165,54 +137,6 @@ def _print_results(results: list[Decoding]) -> None:
                     ]
                 )
     table(["mode", "keys", "tokens/s", "vs SDPA", "beyond weights", "V rows loaded"], rows)
-
-
-def _register_grouped_matmul() -> str:
-    """Register softmax(q k^T) v with the heads of a group as rows, in the faster formulation.
-
-    It is what an expert would write in two lines: no repeated heads, and no dense mask.
-    """
-    q = torch.randn(1, NUM_Q_HEADS, 1, HEAD_DIM).bfloat16()
-    k = torch.randn(1, NUM_KV_HEADS, LENGTHS[-1], HEAD_DIM).bfloat16()
-    seconds = {}
-    for formulation in (_grouped_matmul, _grouped_matmul_float32):
-        times = []
-        for _ in range(4):
-            start_s = time.perf_counter()
-            formulation(q, k, k, 1.0)
-            times.append(time.perf_counter() - start_s)
-        seconds[formulation] = min(times)
-    faster = min(seconds, key=seconds.__getitem__)
-
-    def attention(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
-        return faster(query, key, value, scale).transpose(1, 2), None
-
-    AttentionInterface.register("grouped_matmul", attention)
-    AttentionMaskInterface.register("grouped_matmul", sdpa_mask)
-    if faster is _grouped_matmul:
-        return "all heads at once in bfloat16"
-    return "one key/value head at a time in float32"
-
-
-def _grouped_matmul(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    p = (q.view(1, NUM_KV_HEADS, -1, HEAD_DIM) @ k.mT * scale).softmax(-1)
-    return (p @ v).view(q.shape)
-
-
-def _grouped_matmul_float32(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Head by head, so that the float32 copy of K or V stays in the cache."""
-    heads = zip(q.float().view(NUM_KV_HEADS, -1, HEAD_DIM), k[0], v[0], strict=True)
-    out = [(q @ k.float().mT * scale).softmax(-1) @ v.float() for q, k, v in heads]
-    return torch.cat(out).view(q.shape).to(q.dtype)
 
 
 def plot(results: list[Decoding], path: Path) -> None:
