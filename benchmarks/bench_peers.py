@@ -17,7 +17,7 @@ import os
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -81,7 +81,7 @@ def distinct_layers(problem: Problem) -> list[Layer]:
 def reference(problem: Problem, sharpness: float) -> tuple[torch.Tensor, float]:
     """The exact output, [1, HQ, D] in float32, and the share of V rows that sifting loads."""
     q, (k, v, _) = problem.query(sharpness), problem.layer
-    exact = sift.reference.decode(q.float(), k.float(), v.float())
+    exact = cast(torch.Tensor, sift.reference.decode(q.float(), k.float(), v.float()))
     _, stats = sift.decode(q, k, v, LAW, v_sum=problem.v_sum, return_stats=True)
     return exact, stats.num_loaded.sum().item() / (k.shape[1] * k.shape[2])
 
