@@ -78,8 +78,12 @@ demo: build  ## watch a model generate with exact and with sifted attention
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 .PHONY: bench
-bench: build  ## measure, write benchmarks/results and README's table
+bench: build  ## measure for about 3 minutes, results into build/
 	@$(BIN)/python benchmarks/bench_decode.py $(ARGS)
+
+.PHONY: bench-full
+bench-full: build  ## measure everything, into benchmarks/results and README's tables
+	@$(BIN)/python benchmarks/bench_decode.py --full $(ARGS)
 	@$(BIN)/python benchmarks/readme_table.py
 
 .PHONY: clean

@@ -1,171 +1,144 @@
 """Time one decode step of one layer on the CPU against PyTorch's dense attention.
 
-    python benchmarks/bench_decode.py            # up to 32,768 keys, under 3 minutes
-    python benchmarks/bench_decode.py --full     # up to 131,072 keys, more repeats
+    python benchmarks/bench_decode.py            # quick: about 3 minutes, into build/
+    python benchmarks/bench_decode.py --full     # more shapes and lengths, into results/
 
-Batch 1, bfloat16 K and V that are not in the cache, as in a model whose other layers ran in
-between. Writes results/decode_cpu.json and the plots beside it; readme_table.py makes README's
-table from it.
+Writes a JSON and plots beside it, and prints the figures that the product promises.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 import machine
 import sift_attention as sift
+from cells import EXACT, READ
+from figures import print_figures
+from formulations import Call, pytorch_calls, read_call, sift_call
+from peak_memory import peak_extra_bytes
 from plot_decode import plot
-from timing import Timing, measure, read_bandwidth
-from workload import LAW, SHAPES, Problem, Shape, baseline_calls, make_problem, sift_call
+from suites import FULL, QUICK, Suite
+from timing import measure
+from workload import LAW, Case, Problem, make_problem
 
-RESULTS = Path(__file__).resolve().parent / "results"
-QUICK_LENGTHS = (16, 64, 256, 1024, 4096, 8192, 16384, 32768)
-FULL_LENGTHS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-LOADED_FRACTIONS = (0.25, 0.10, 0.04)
+LOADED_FRACTIONS = (0.25, 0.10, 0.04, 0.01)
 # The dense calls all compute this step; their time does not depend on the scores.
 DENSE_SHARPNESS = 2.0
-EXACT = "sift, exact"
 
 Row = dict[str, Any]
 
 
-def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
-    return float((out.float() - reference).norm() / reference.norm())
-
-
-def bench_length(
-    shape: Shape, num_keys: int, thread_counts: list[int], *, flex: bool, budget_s: float
-) -> list[Row]:
-    """Every formulation at one length, timed against each other; a row for each and each count."""
+def bench_case(case: Case, suite: Suite, thread_counts: list[int]) -> list[Row]:
+    """Every formulation of one case, timed against each other; a row for each and each count."""
     torch.set_num_threads(max(thread_counts))
-    problem = make_problem(shape, num_keys)
-    calls = baseline_calls(problem, DENSE_SHARPNESS, flex=flex)
+    problem = make_problem(case)
+    calls: dict[str, Call] = {}
+    if case.num_keys <= suite.longest_dense:
+        calls |= pytorch_calls(problem, DENSE_SHARPNESS, flex=suite.has_flex(case))
     calls[EXACT] = sift_call(problem, DENSE_SHARPNESS, None)
-    measured = dict.fromkeys(calls, (1.0, DENSE_SHARPNESS))
+    sharpness_of = dict.fromkeys(calls, DENSE_SHARPNESS)
     # Below this many keys a few rows are a large fraction, and the integrations decode exactly.
-    if num_keys >= sift.SiftConfig().min_keys:
+    if case.num_keys >= sift.SiftConfig().min_keys:
         for fraction in LOADED_FRACTIONS:
             name = f"sift, {fraction:.0%} loaded"
-            sharpness = problem.sharpness_for(fraction)
-            calls[name] = sift_call(problem, sharpness, LAW)
-            measured[name] = (measured_loaded(problem, sharpness), sharpness)
+            sharpness_of[name] = problem.sharpness_for(fraction)
+            calls[name] = sift_call(problem, sharpness_of[name], LAW)
+
+    exact = problem.exact_outputs(sorted({*sharpness_of.values()}))
+    facts: dict[str, Row] = {}
+    for name, sharpness in sharpness_of.items():
+        loaded = measured_loaded(problem, sharpness) if name.endswith("loaded") else 1.0
+        error = relative_error(calls[name](), exact[sharpness])
+        facts[name] = {"error": error, **traffic(case, name, loaded)}
+    calls[READ] = read_call(problem)
+    facts[READ] = traffic(case, READ, 1.0)
 
     rows = []
-    sharpnesses = {sharpness for _, sharpness in measured.values()}
-    exact_outputs = {sharpness: exact_output(problem, sharpness) for sharpness in sharpnesses}
     for threads in thread_counts:
         torch.set_num_threads(threads)
-        for name, timing in measure(calls, budget_s=budget_s).items():
-            loaded, sharpness = measured[name]
-            rows.append(
-                {
-                    "shape": shape.name,
-                    "threads": threads,
-                    "keys": num_keys,
-                    "name": name,
-                    "loaded_fraction": loaded,
-                    "error": relative_error(calls[name](), exact_outputs[sharpness]),
-                    **cost(shape, num_keys, name, loaded, timing),
-                }
-            )
+        for name, timing in measure(calls, budget_s=suite.budget_s).items():
+            row = {
+                "shape": case.shape.name,
+                "dtype": case.dtype_name,
+                "batch": case.batch,
+                "keys": case.num_keys,
+                "threads": threads,
+                "name": name,
+                "median_ms": float(f"{timing.median_ms:.5g}"),
+                "min_ms": float(f"{timing.min_ms:.5g}"),
+                "spread": round(timing.spread, 3),
+                "repeats": timing.repeats,
+                **facts[name],
+            }
+            if name.startswith("sift"):
+                row["peak_extra_bytes"] = peak_extra_bytes(calls[name])
+            rows.append(row)
     return rows
+
+
+def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
+    difference = out.double().reshape(reference.shape) - reference
+    return float(f"{float(difference.norm() / reference.norm()):.2g}")
 
 
 def measured_loaded(problem: Problem, sharpness: float) -> float:
     """Loaded rows as the operator itself counts them."""
-    k, v = problem.caches[0]
+    k, v, _ = problem.layer
     q = problem.query(sharpness)
     _, stats = sift.decode(q, k, v, LAW, v_sum=problem.v_sum, return_stats=True)
-    return stats.num_loaded.sum().item() / (problem.num_keys * problem.shape.num_kv_heads)
+    return float(stats.num_loaded.float().mean()) / problem.case.num_keys
 
 
-def exact_output(problem: Problem, sharpness: float) -> torch.Tensor:
-    k, v = (tensor.float() for tensor in problem.caches[0])
-    return cast(torch.Tensor, sift.reference.decode(problem.query(sharpness).float(), k, v))
+def traffic(case: Case, name: str, loaded: float) -> Row:
+    """Bytes by the model: every K row, the loaded V rows, each once."""
+    itemsize = 4 if name.endswith("fp32") else case.dtype.itemsize
+    row_bytes = case.shape.num_kv_heads * case.shape.head_dim * itemsize
+    num_bytes = round(case.batch * case.num_keys * row_bytes * (1 + loaded))
+    return {"loaded_fraction": round(loaded, 4), "bytes": num_bytes}
 
 
-def cost(shape: Shape, num_keys: int, name: str, loaded: float, timing: Timing) -> Row:
-    """Time and, by the byte model, traffic: every K row, the loaded V rows, each once."""
-    row_bytes = shape.row_bytes(4 if name.endswith("fp32") else 2)
-    num_bytes = round(num_keys * row_bytes * (1 + loaded))
-    return {
-        "median_ms": timing.median_ms,
-        "min_ms": timing.min_ms,
-        "spread": timing.spread,
-        "repeats": timing.repeats,
-        "bytes": num_bytes,
-        "gb_per_s": num_bytes / timing.median_ms / 1e6,
-    }
-
-
-def print_tables(rows: list[Row], bandwidth: dict[int, float]) -> None:
-    """Per shape and thread count: times at all lengths, and the details of the longest."""
-    lengths = sorted({row["keys"] for row in rows})
-    for panel in dict.fromkeys((row["shape"], row["threads"]) for row in rows):
-        chosen = [row for row in rows if (row["shape"], row["threads"]) == panel]
-        longest = [row for row in chosen if row["keys"] == lengths[-1]]
-        print(f"\n{panel[0]} layer, {panel[1]} thread(s): ms by number of keys")
-        print(f"{'':30}" + "".join(f"{num_keys:>9}" for num_keys in lengths))
-        for name in (row["name"] for row in longest):
-            times = {row["keys"]: row["median_ms"] for row in chosen if row["name"] == name}
-            cells = (f"{times[n]:9.3f}" if n in times else f"{'':9}" for n in lengths)
-            print(f"{name:30}" + "".join(cells))
-        print(f"\n{f'at {lengths[-1]:,} keys':30}{'vs SDPA':>9}{'loaded':>9}{'GB/s':>9}"
-              f"{'of read':>9}{'error':>10}{'spread':>9}")  # fmt: skip
-        for row in longest:
-            print(f"{row['name']:30}{longest[0]['median_ms'] / row['median_ms']:8.1f}x"
-                  f"{row['loaded_fraction']:9.1%}{row['gb_per_s']:9.1f}"
-                  f"{row['gb_per_s'] / bandwidth[panel[1]]:9.1%}{row['error']:10.1e}"
-                  f"{row['spread']:9.1%}")  # fmt: skip
+def write_json(result: dict[str, Any], path: Path) -> None:
+    """One line per row, so that a changed measurement is a changed line."""
+    head = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1)
+    rows = ",\n".join(json.dumps(row) for row in result["rows"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{head.removesuffix("}").rstrip()},\n "rows": [\n{rows}\n]}}\n')
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="more lengths and repeats")
-    parser.add_argument("--flex", action="store_true", help="flex_attention too (it compiles)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "decode_cpu.json")
+    parser.add_argument("--full", action="store_true", help="more shapes, lengths and repeats")
+    parser.add_argument("--out", type=Path, help="the JSON to write")
     arguments = parser.parse_args()
 
     torch.set_grad_enabled(False)
-    lengths = FULL_LENGTHS if arguments.full else QUICK_LENGTHS
-    thread_counts = sorted({1, os.cpu_count() or 1})
-    description = machine.describe()
-    bandwidth, method = {}, {}
-    for threads in thread_counts:
-        torch.set_num_threads(threads)
-        bandwidth[threads], method[threads] = read_bandwidth()
-        print(f"read bandwidth, {threads} thread(s): {bandwidth[threads]:.1f} GB/s "
-              f"({method[threads]})")  # fmt: skip
-
-    rows: list[Row] = []
-    progress = tqdm([(shape, n) for shape in SHAPES for n in lengths], unit="length")
-    for shape, num_keys in progress:
-        progress.set_description(f"{shape.name} layer, {num_keys:,} keys")
-        budget_s = 10.0 if arguments.full else 2.0
-        rows += bench_length(shape, num_keys, thread_counts, flex=arguments.flex, budget_s=budget_s)
-    names = [shape.name for shape in SHAPES]
-    rows.sort(key=lambda row: (names.index(row["shape"]), row["threads"], row["keys"]))
-
-    print_tables(rows, bandwidth)
-    result = {
+    folder = "benchmarks/results" if arguments.full else "build"
+    path = arguments.out or machine.ROOT / folder / "decode_cpu.json"
+    suite = FULL if arguments.full else QUICK
+    result: dict[str, Any] = {
         "benchmark": "decode_cpu",
-        "machine": description,
-        "read_gb_per_s": {str(t): bandwidth[t] for t in thread_counts},
-        "read_method": {str(t): method[t] for t in thread_counts},
-        "law": "uniform(2.0), mean residual",
-        "rows": rows,
+        "suite": "full" if arguments.full else "quick",
+        "machine": machine.describe(),
+        "law": "uniform(1.0), mean residual",
+        "shapes": {case.shape.name: dataclasses.asdict(case.shape) for case in suite.cases},
+        "rows": [],
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    plots = plot(result, arguments.out)
-    print("\nwrote", *[os.path.relpath(path) for path in (arguments.out, *plots)])
+    progress = tqdm(suite.cases, unit="case")
+    for case in progress:
+        progress.set_description(str(case))
+        result["rows"] += bench_case(case, suite, sorted({1, os.cpu_count() or 1}))
+
+    write_json(result, path)
+    print_figures(result)
+    print("\nwrote", *[os.path.relpath(written) for written in (path, *plot(result, path))])
 
 
 if __name__ == "__main__":

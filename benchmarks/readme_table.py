@@ -1,4 +1,4 @@
-"""Write README's benchmark table from the committed JSON.
+"""Write README's benchmark tables from the committed JSON.
 
 python benchmarks/readme_table.py            # rewrite README.md between the markers
 python benchmarks/readme_table.py --check    # fail if that would change it
@@ -12,55 +12,93 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cells import EXACT, READ, SIFTED, Cell, cells
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULT = ROOT / "benchmarks" / "results" / "decode_cpu.json"
 BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
+NUM_KEYS = 32768
 BASELINE = "SDPA, bf16"
 
 
-def table(result: dict[str, Any], num_keys: int = 32768) -> str:
-    """Markdown: one row per formulation, for the first shape at `num_keys` keys."""
-    shape = result["rows"][0]["shape"]
-    rows = [r for r in result["rows"] if r["shape"] == shape and r["keys"] == num_keys]
-    thread_counts = sorted({row["threads"] for row in rows})
-    at = {(row["name"], row["threads"]): row for row in rows}
-    header = ["", "V rows loaded"]
-    for threads in thread_counts:
-        header += [_threads(threads), "speed-up", "of read bandwidth"]
-    lines = [_line(header), _line(["---"] + ["---:"] * (len(header) - 1))]
-    for name in dict.fromkeys(row["name"] for row in rows):
-        cells = [name.split(" loaded")[0], f"{at[name, thread_counts[0]]['loaded_fraction']:.0%}"]
-        for threads in thread_counts:
-            row = at[name, threads]
-            share = row["gb_per_s"] / result["read_gb_per_s"][str(threads)]
-            ratio = at[BASELINE, threads]["median_ms"] / row["median_ms"]
-            cells += [f"{row['median_ms']:.2f} ms", f"{ratio:.1f}x", f"{share:.0%}"]
-        lines.append(_line(cells))
-    return "\n".join(lines) + "\n\n" + _caption(result, num_keys)
+def tables(result: dict[str, Any]) -> str:
+    """Markdown: all formulations of the primary layer, then the best ones of every layer."""
+    plain = [c for c in cells(result) if (c.dtype, c.batch, c.keys) == ("bf16", 1, NUM_KEYS)]
+    primary = [cell for cell in plain if cell.shape == plain[0].shape]
+    most_threads = max(cell.threads for cell in plain)
+    layers = [cell for cell in plain if cell.threads == most_threads]
+    return "\n\n".join(
+        (
+            _formulations(primary),
+            _caption(result, primary),
+            _layers(layers, result["shapes"]),
+            f"The same with {_threads(most_threads)}; PyTorch's best is the fastest of the above "
+            f"formulations on either cache. `benchmarks/README.md` says how all this is measured.",
+        )
+    )
+
+
+def _formulations(primary: list[Cell]) -> str:
+    head = ["", "V rows loaded", "error"]
+    for cell in primary:
+        head += [_threads(cell.threads), "speed-up", "of read"]
+    lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+    for name, row in primary[0].rows.items():
+        error = f"{row['error']:.0e}" if "error" in row else ""
+        line = [name.removesuffix(" loaded"), f"{row['loaded_fraction']:.0%}", error]
+        for cell in primary:
+            line += [_ms(cell, name), _speed_up(cell, name), f"{cell.read_share(name):.0%}"]
+        lines.append(_line(line))
+    return "\n".join(lines)
+
+
+def _layers(layers: list[Cell], shapes: dict[str, dict[str, Any]]) -> str:
+    head = ["layer", "HQ / HK / D", "SDPA, bf16", "PyTorch's best", "sift, exact", "", "sift, 10%"]
+    lines = [_line([*head, ""]), _line(["---"] + ["---:"] * len(head))]
+    for cell in layers:
+        shape = shapes[cell.shape]
+        sizes = (shape["num_q_heads"], shape["num_kv_heads"], shape["head_dim"])
+        best = cell.best_pytorch()
+        line = [cell.shape, " / ".join(map(str, sizes)), _ms(cell, BASELINE)]
+        line.append("" if best is None else _ms(cell, best))
+        for name in (EXACT, SIFTED):
+            line += [_ms(cell, name), _speed_up(cell, name)]
+        lines.append(_line(line))
+    return "\n".join(lines)
+
+
+def _ms(cell: Cell, name: str) -> str:
+    return f"{cell.ms(name):.2f} ms"
+
+
+def _speed_up(cell: Cell, name: str) -> str:
+    return f"{cell.ms(BASELINE) / cell.ms(name):.1f}x"
 
 
 def _threads(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads"
 
 
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _line(texts: list[str]) -> str:
+    return "| " + " | ".join(texts) + " |"
 
 
-def _caption(result: dict[str, Any], num_keys: int) -> str:
-    machine = result["machine"]
+def _caption(result: dict[str, Any], primary: list[Cell]) -> str:
+    machine, shape = result["machine"], result["shapes"][primary[0].shape]
     bandwidth = ", ".join(
-        f"{speed:.1f} GB/s with {_threads(int(threads))}"
-        for threads, speed in result["read_gb_per_s"].items()
+        f"{c.rows[READ]['bytes'] / c.ms(READ) / 1e6:.1f} GB/s with {_threads(c.threads)}"
+        for c in primary
     )
     return (
-        f"One decode step of one layer: 32 query heads, 8 key/value heads, D = 128, batch 1, "
-        f"{num_keys:,} keys outside the caches. {machine['cpu']} with {machine['cores']} cores and "
-        f"{', '.join(machine['isa'])}; measured read bandwidth {bandwidth}; "
-        f"torch {machine['torch']}, commit {machine['commit']}, {machine['date']}. "
-        f"Medians; speed-up against SDPA in bfloat16. fp32 keeps the cache in float32; widened "
-        f"reads bfloat16 and computes in float32, one key/value head at a time."
+        f"One decode step of one {primary[0].shape} layer: {shape['num_q_heads']} query heads, "
+        f"{shape['num_kv_heads']} key/value heads, D = {shape['head_dim']}, batch 1, "
+        f"{NUM_KEYS:,} keys outside the caches. {machine['cpu']} with {machine['cores']} cores and "
+        f"{', '.join(machine['isa'])}; torch {machine['torch']}, commit {machine['commit']}, "
+        f"{machine['date']}. Medians; speed-up against SDPA in bfloat16; error relative to exact "
+        f"attention. fp32 keeps the cache in float32, twice the bytes; widened reads bfloat16 and "
+        f"computes in float32. Of read: bytes per second against a plain read of K and V, "
+        f"{bandwidth}."
     )
 
 
@@ -75,7 +113,7 @@ def main() -> int:
     if not (begin and end):
         print(f"readme_table: README.md must contain {BEGIN} and {END}, got neither or one.")
         return 1
-    new = f"{before}{begin}\n{table(json.loads(RESULT.read_text()))}\n{end}{after}"
+    new = f"{before}{begin}\n{tables(json.loads(RESULT.read_text()))}\n{end}{after}"
     if arguments.check:
         if new != old:
             print("readme_table: README.md is outdated, run `python benchmarks/readme_table.py`.")
