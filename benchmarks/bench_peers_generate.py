@@ -39,7 +39,9 @@ Row = dict[str, Any]
 class LlamaCppWriter:
     """llama.cpp at work on random tokens: as bench_generate's Writer, with a cache it filled."""
 
-    def __init__(self, weights: Weights, filler: Weights, num_keys: int, cache: str, flash: bool):
+    def __init__(
+        self, weights: Weights, filler: Weights, num_keys: int, cache: str, *, flash: bool
+    ) -> None:
         self.vocab_size, self.position = weights.config.vocab_size, num_keys
         threads = torch.get_num_threads()
         # llama.cpp pads the keys that it attends to a multiple of 256.
@@ -75,8 +77,9 @@ def bench_length(
     }
     for cache in CACHE_TYPES:
         for name, flash in (("off", False), ("on", True)):
-            writer = LlamaCppWriter(weights, filler, num_keys, cache, flash)
-            writers[f"llama.cpp, {cache} cache, flash {name}"] = writer
+            writers[f"llama.cpp, {cache} cache, flash {name}"] = LlamaCppWriter(
+                weights, filler, num_keys, cache, flash=flash
+            )
     for writer in writers.values():
         writer.warm_up()
     for _ in range(ROUNDS):
