@@ -23,6 +23,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     values: Any
     _key_buffer: Tensor
     _value_buffer: Tensor
+    _view: Tensor | None = None  # the keys that were handed out last
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -31,27 +32,25 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         needs_grad = key_states.requires_grad or value_states.requires_grad
         if torch.compiler.is_compiling() or (needs_grad and torch.is_grad_enabled()):
             return super().update(key_states, value_states, *args, **kwargs)
-        if not self.is_initialized:
+        keys, added = self.keys, key_states.shape[2]
+        is_owned = keys is not None and self._view is keys
+        length = keys.shape[2] if is_owned else self.get_seq_length()
+        if not is_owned or length == 0 or length + added > self._key_buffer.shape[2]:
+            self._key_buffer = _buffer(keys, key_states, length)
+            self._value_buffer = _buffer(self.values, value_states, length)
             self.dtype, self.device = key_states.dtype, key_states.device
             self.is_initialized = True
-            length = 0
-        else:
-            length = self.get_seq_length()
-        grown = length + key_states.shape[2]
-        if length == 0 or not self._owns_buffers() or grown > self._key_buffer.shape[2]:
-            self._key_buffer = _buffer(self.keys, key_states, length)
-            self._value_buffer = _buffer(self.values, value_states, length)
-        self._key_buffer.narrow(2, length, grown - length).copy_(key_states)
-        self._value_buffer.narrow(2, length, grown - length).copy_(value_states)
-        self.keys = self._view = self._key_buffer.narrow(2, 0, grown)
-        self.values = self._value_buffer.narrow(2, 0, grown)
+        self._key_buffer.narrow(2, length, added).copy_(key_states)
+        self._value_buffer.narrow(2, length, added).copy_(value_states)
+        self.keys = self._view = self._key_buffer.narrow(2, 0, length + added)
+        self.values = self._value_buffer.narrow(2, 0, length + added)
         return self.keys, self.values
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Drop the newest tokens; their rows in the buffers are free again."""
-        owned = self._owns_buffers()
+        is_owned = self._view is self.keys
         super().crop(*args, **kwargs)
-        if owned:
+        if is_owned:
             self._view = self.keys
 
     def reset(self) -> None:
@@ -59,9 +58,6 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         # Before transformers 5.18 the stock layer zeroes its tensors but keeps their length.
         if self.is_initialized:
             self.keys, self.values = self.keys[:, :, :0], self.values[:, :, :0]
-
-    def _owns_buffers(self) -> bool:
-        return self.is_initialized and self.__dict__.get("_view") is self.keys
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the buffers: a copy makes its own."""
