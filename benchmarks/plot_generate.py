@@ -23,7 +23,7 @@ COLOURS = {
 def plot(result: dict[str, Any], json_path: Path) -> Path:
     """Write `<name>.png` beside the JSON; its path."""
     path = json_path.with_suffix(".png")
-    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 4.4), layout="constrained")
     for mode in dict.fromkeys(row["mode"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["mode"] == mode]
         colour = next(c for start, c in COLOURS.items() if mode.startswith(start))
@@ -43,7 +43,7 @@ def plot(result: dict[str, Any], json_path: Path) -> Path:
         ylim=(0, None),
     )
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
+    figure.legend(loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=80)
     plt.close(figure)
     return path

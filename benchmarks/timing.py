@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
-
 
 @dataclass(frozen=True)
 class Timing:
@@ -47,7 +45,7 @@ def measure(
                 samples[name].append(_time_ms(calls[name], batch[name]))
     if was_collecting:
         gc.enable()
-    return {name: _summary(times) for name, times in samples.items()}
+    return {name: summary(times) for name, times in samples.items()}
 
 
 def _batch_size(call: Callable[[], object], min_sample_ms: float) -> int:
@@ -63,19 +61,7 @@ def _time_ms(call: Callable[[], object], num_calls: int) -> float:
     return (time.perf_counter_ns() - start_ns) / 1e6 / num_calls
 
 
-def _summary(times_ms: list[float]) -> Timing:
+def summary(times_ms: list[float]) -> Timing:
     median = statistics.median(times_ms)
     lower, _, upper = statistics.quantiles(times_ms, n=4, method="inclusive")
     return Timing(median, min(times_ms), (upper - lower) / median, len(times_ms))
-
-
-def read_bandwidth(num_bytes: int = 1 << 29) -> tuple[float, str]:
-    """Read bandwidth with torch's present number of threads, in GB/s (10^9 bytes per second).
-
-    It is the better of two reductions of one float32 buffer much larger than the caches, in its
-    best repeat, and the name of the one that won.
-    """
-    buffer = torch.ones(num_bytes // 4)
-    timings = measure({"torch.sum": buffer.sum, "torch.amax": buffer.amax})
-    method = min(timings, key=lambda name: timings[name].min_ms)
-    return buffer.nbytes / timings[method].min_ms / 1e6, method
