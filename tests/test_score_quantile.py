@@ -96,8 +96,26 @@ def test_nan_scores_come_out_as_nan(poison):
     assert torch.equal(got.isnan(), expected)
 
 
-def test_threads_change_no_bit():
-    arguments = make_score_quantile_args("paged")
+def make_long_args():
+    """One tile of several thousand keys: threads share it by cutting it along the keys."""
+    q, k = torch.randn(1, 4, 4, 32), torch.randn(1, 1, 5000, 32)
+    lengths = torch.tensor([[5000, 0, 3000, 1]], dtype=torch.int32)
+    return {"q": q, "k": k, "lengths": lengths, "quantile": 0.95}
+
+
+@pytest.mark.parametrize("order", ["random", "rising", "falling", "equal"])
+def test_long_rows(order):
+    arguments = make_long_args()
+    if order != "random":
+        step = {"rising": 1e-3, "falling": -1e-3, "equal": 0.0}[order]
+        arguments["k"] = torch.zeros_like(arguments["k"])
+        arguments["k"][..., 0] = step * torch.arange(5000)
+    assert_matches_reference(arguments)
+
+
+@pytest.mark.parametrize("make_args", [lambda: make_score_quantile_args("paged"), make_long_args])
+def test_threads_change_no_bit(make_args):
+    arguments = make_args()
     torch.set_num_threads(1)
     expected = sift.score_quantile(**arguments)
     torch.set_num_threads(2)

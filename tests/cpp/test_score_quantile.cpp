@@ -1,5 +1,6 @@
 // score_quantile on the CPU against the reference, at every level.
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "catch2.h"
@@ -115,6 +116,40 @@ TEST_CASE("score_quantile gives the same bits on any number of threads") {
   const std::vector<float> expected = problem.run(*level.level, 1, one_thread());
   for (const int num_threads : {2, 5, 16}) {
     REQUIRE(problem.run(*level.level, num_threads, random_threads(num_threads)) == expected);
+  }
+}
+
+TEST_CASE("score_quantile cuts a tile along its keys for many threads") {
+  const NamedLevel level = any_level();
+  for (const Mask mask : {Mask::kNone, Mask::kHoles}) {
+    for (const double tau : {0.3, 0.95}) {
+      QuantileProblem problem({.capacity = 9000, .head_dim = 32, .mask = mask},
+                              {0, 7500, 1025, 0, 9000, 1, 2048}, tau);
+      const std::vector<float> expected = problem.run(*level.level, 1, one_thread());
+      problem.check(expected);
+      for (const int num_threads : {3, 40}) {
+        const std::vector<float> got =
+            problem.run(*level.level, num_threads, random_threads(num_threads));
+        REQUIRE(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("score_quantile holds little more than a tile's scores above the quantile") {
+  for (const int64_t capacity : {131072, 1048576}) {
+    ScoreQuantileParams params;
+    const std::vector<int32_t> lengths(160, 131072);
+    params.lengths = lengths.data();
+    params.batch = 1;
+    params.num_q_heads = 32;
+    params.num_kv_heads = 8;
+    params.num_rows = 160;
+    params.capacity = capacity;
+    params.quantile = 0.95;
+    for (const int num_threads : {1, 64}) {
+      REQUIRE(score_quantile_cpu_workspace_bytes(params, num_threads) < num_threads * 1200000);
+    }
   }
 }
 
