@@ -68,11 +68,15 @@ struct Memory {
     scratches.resize(plan.num_slots);
     for (Scratch& scratch : scratches) {
       scratch.queries = workspace.take<float>(plan.group_size * kQueryStride);
-      scratch.weights = workspace.take<float>(plan.group_size * kWeightStride);
+      scratch.sums = workspace.take<float>(plan.group_size * kScoreStride);
       scratch.thresholds = workspace.take<float>(plan.group_size);
       scratch.positions = workspace.take<int32_t>(kChunkKeys);
-      scratch.selected = workspace.take<int32_t>(kChunkKeys + kBlockKeys);
+      scratch.selected = workspace.take<int32_t>(kScoreStride);
       scratch.rows = workspace.take<const void*>(kChunkKeys + kRowPadding);
+      for (RowList& list : scratch.lists) {
+        list.own_weights = workspace.take<float>(plan.group_size * kScoreStride);
+        list.rows = workspace.take<const void*>(kChunkKeys + kRowPadding);
+      }
     }
     bytes = workspace.bytes();
   }
@@ -102,7 +106,11 @@ void decode_whole_groups(const GroupDecoder& decoder, const Plan& plan, Memory& 
     const int64_t num_chunks = decoder.num_chunks(group);
     for (int64_t c = 0; c < num_chunks; ++c) decoder.score(group, c, state, scratch);
     decoder.merge(group, state);
-    for (int64_t c = 0; c < num_chunks; ++c) decoder.gather(group, c, state, scratch);
+    for (int64_t c = 0; c < num_chunks; ++c) {
+      decoder.select(group, c, state, scratch, scratch.lists[c % 2]);
+      if (c > 0) decoder.load(scratch.lists[(c - 1) % 2], state, scratch);
+    }
+    if (num_chunks > 0) decoder.load(scratch.lists[(num_chunks - 1) % 2], state, scratch);
     decoder.combine(group, state, scratch);
   });
 }
@@ -112,31 +120,48 @@ void decode_split_groups(const GroupDecoder& decoder, const Plan& plan, Memory& 
   for (int64_t group = 0; group < plan.num_groups; ++group) {
     std::construct_at(&memory.remaining[group], decoder.num_chunks(group));
   }
-  // step for every chunk; finish by the thread that comes last to a group.
-  const auto pass = [&](const auto& step, const auto& finish) {
-    const int64_t count = plan.num_groups * plan.max_chunks;
-    run_tasks(parallel_for, plan.num_slots, count, [&](int64_t slot, int64_t i) {
-      const int64_t group = i / plan.max_chunks;
-      const int64_t chunk = i % plan.max_chunks;
-      const int64_t num_chunks = decoder.num_chunks(group);
-      Scratch& scratch = memory.scratches[slot];
-      if (chunk < num_chunks) {
-        step(group, chunk, scratch);
-        if (memory.remaining[group].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-      } else if (chunk > 0 || num_chunks > 0) {
-        return;
-      }
-      finish(group, scratch);
-      memory.remaining[group].store(num_chunks, std::memory_order_relaxed);
-    });
-  };
   const std::vector<GroupState>& states = memory.states;
-  pass([&](int64_t group, int64_t chunk,
-           Scratch& scratch) { decoder.score(group, chunk, states[group], scratch); },
-       [&](int64_t group, Scratch&) { decoder.merge(group, states[group]); });
-  pass([&](int64_t group, int64_t chunk,
-           Scratch& scratch) { decoder.gather(group, chunk, states[group], scratch); },
-       [&](int64_t group, Scratch& scratch) { decoder.combine(group, states[group], scratch); });
+  // Whether this was the last chunk of the group in the present pass.
+  const auto is_last = [&](int64_t group) {
+    if (memory.remaining[group].fetch_sub(1, std::memory_order_acq_rel) > 1) return false;
+    memory.remaining[group].store(decoder.num_chunks(group), std::memory_order_relaxed);
+    return true;
+  };
+  const auto load = [&](int64_t slot, int64_t which) {
+    Scratch& scratch = memory.scratches[slot];
+    const RowList& list = scratch.lists[which];
+    decoder.load(list, states[list.group], scratch);
+    if (is_last(list.group)) decoder.combine(list.group, states[list.group], scratch);
+  };
+  const int64_t num_tasks = plan.num_groups * plan.max_chunks;
+  run_tasks(parallel_for, plan.num_slots, num_tasks, [&](int64_t slot, int64_t i) {
+    const int64_t group = i / plan.max_chunks;
+    const int64_t chunk = i % plan.max_chunks;
+    if (chunk < decoder.num_chunks(group)) {
+      decoder.score(group, chunk, states[group], memory.scratches[slot]);
+      if (is_last(group)) decoder.merge(group, states[group]);
+    } else if (chunk == 0) {  // no chunks at all
+      decoder.merge(group, states[group]);
+    }
+  });
+  std::vector<int64_t> num_selected(plan.num_slots);  // [slot]
+  run_tasks(
+      parallel_for, plan.num_slots, num_tasks,
+      [&](int64_t slot, int64_t i) {
+        const int64_t group = i / plan.max_chunks;
+        const int64_t chunk = i % plan.max_chunks;
+        Scratch& scratch = memory.scratches[slot];
+        if (chunk < decoder.num_chunks(group)) {
+          const int64_t which = num_selected[slot]++ % 2;
+          decoder.select(group, chunk, states[group], scratch, scratch.lists[which]);
+          if (num_selected[slot] > 1) load(slot, 1 - which);
+        } else if (chunk == 0) {
+          decoder.combine(group, states[group], scratch);
+        }
+      },
+      [&](int64_t slot) {
+        if (num_selected[slot] > 0) load(slot, (num_selected[slot] - 1) % 2);
+      });
 }
 
 }  // namespace

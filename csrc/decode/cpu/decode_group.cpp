@@ -11,6 +11,17 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
+// Rows that are asked for when a list is made; the others follow while it is summed.
+constexpr int64_t kListPrefetchRows = 32;
+
+void prefetch_rows(const void* const* rows, int64_t num_rows, int64_t row_bytes) {
+  for (int64_t i = 0; i < num_rows; ++i) {
+    for (int64_t line = 0; line < row_bytes; line += 64) {
+      __builtin_prefetch(static_cast<const char*>(rows[i]) + line, 0, 2);
+    }
+  }
+}
+
 // exp(log_alpha - beta ln S), at most 1. NaN counts as 0: that head decodes exactly.
 double theta(float log_alpha, float beta, int64_t num_keys) {
   const double log_theta = log_alpha - beta * std::log(static_cast<double>(num_keys));
@@ -34,11 +45,17 @@ int64_t GroupDecoder::num_chunks(int64_t group) const {
 
 int64_t GroupDecoder::first_head(int64_t group) const { return group * group_size_; }
 
-void GroupDecoder::score(int64_t group, int64_t chunk, const GroupState& state,
-                         Scratch& scratch) const {
+RowSource GroupDecoder::row_source(const KVLayout& kv, int64_t group) const {
   const int64_t b = group / p_.num_kv_heads;
   const int64_t hk = group % p_.num_kv_heads;
+  return {kv, p_.keys, sequence(group), b, hk, element_bytes_};
+}
+
+void GroupDecoder::score(int64_t group, int64_t chunk, const GroupState& state,
+                         Scratch& scratch) const {
   if (scratch.queries_of != group) {
+    const int64_t b = group / p_.num_kv_heads;
+    const int64_t hk = group % p_.num_kv_heads;
     for (int64_t g = 0; g < group_size_; ++g) {
       const int64_t offset = b * p_.q_stride_b + (hk * group_size_ + g) * p_.q_stride_h;
       kernels_.prepare_query(static_cast<const char*>(p_.q) + offset * element_bytes_, p_.head_dim,
@@ -46,8 +63,8 @@ void GroupDecoder::score(int64_t group, int64_t chunk, const GroupState& state,
     }
     scratch.queries_of = group;
   }
-  const int64_t count = key_positions(p_.keys, b, sequence(group), chunk, scratch.positions);
-  row_addresses(p_.k, p_.keys, element_bytes_, b, hk, scratch.positions, count, scratch.rows);
+  const int64_t count = chunk_size(sequence(group), chunk);
+  find_rows(row_source(p_.k, group), chunk, nullptr, count, scratch.positions, scratch.rows);
   float* scores = chunk_scores(state, chunk);
   kernels_.score(scratch.rows, count, scratch.queries, group_size_, p_.head_dim, p_.scale, scores);
   for (int64_t g = 0; g < group_size_; ++g) {
@@ -94,34 +111,46 @@ void GroupDecoder::merge(int64_t group, const GroupState& state) const {
   }
 }
 
-void GroupDecoder::gather(int64_t group, int64_t chunk, const GroupState& state,
-                          Scratch& scratch) const {
-  for (int64_t g = 0; g < group_size_; ++g) {
-    const Head& head = state.heads[g];
-    scratch.thresholds[g] = static_cast<float>(
-        head.threshold * std::exp(head.reference - state.max[chunk * group_size_ + g]));
+bool GroupDecoder::keeps_all(const GroupState& state) const {
+  return std::all_of(state.heads, state.heads + group_size_,
+                     [](const Head& head) { return head.threshold < 0; });
+}
+
+void GroupDecoder::select(int64_t group, int64_t chunk, const GroupState& state, Scratch& scratch,
+                          RowList& list) const {
+  const int64_t count = chunk_size(sequence(group), chunk);
+  const float* exps = chunk_scores(state, chunk);
+  float* mass = state.mass + chunk * group_size_;
+  list = {group, chunk, count, exps, list.own_weights, list.rows};
+  const int32_t* selected = nullptr;
+  if (keeps_all(state)) {
+    std::copy_n(state.sum + chunk * group_size_, group_size_, mass);
+  } else {
+    for (int64_t g = 0; g < group_size_; ++g) {
+      const Head& head = state.heads[g];
+      scratch.thresholds[g] = static_cast<float>(
+          head.threshold * std::exp(head.reference - state.max[chunk * group_size_ + g]));
+    }
+    list.count = level_.select(exps, count, group_size_, scratch.thresholds, scratch.selected,
+                               list.own_weights, mass);
+    list.weights = list.own_weights;
+    selected = scratch.selected;
   }
-  const int64_t count = std::min(kChunkKeys, sequence(group).num_keys - chunk * kChunkKeys);
-  const int64_t selected =
-      level_.select(chunk_scores(state, chunk), count, group_size_, scratch.thresholds,
-                    scratch.selected, scratch.weights, state.mass + chunk * group_size_);
-  load(group, chunk, selected, state, scratch);
+  state.num_loaded[chunk] = static_cast<int32_t>(list.count);
+  if (list.count == 0) return;
+  find_rows(row_source(p_.v, group), chunk, selected, list.count, scratch.positions, list.rows);
+  prefetch_rows(list.rows, std::min(list.count, kListPrefetchRows), p_.head_dim * element_bytes_);
 }
 
 // The sums over the selected rows of V, into the place of the chunk's exponentials.
-void GroupDecoder::load(int64_t group, int64_t chunk, int64_t count, const GroupState& state,
-                        Scratch& scratch) const {
-  state.num_loaded[chunk] = static_cast<int32_t>(count);
-  if (count == 0) return;
-  const int64_t b = group / p_.num_kv_heads;
-  const int64_t hk = group % p_.num_kv_heads;
-  key_positions(p_.keys, b, sequence(group), chunk, scratch.positions);
-  for (int64_t i = 0; i < count; ++i) {
-    scratch.positions[i] = scratch.positions[scratch.selected[i]];  // selected[i] >= i
+void GroupDecoder::load(const RowList& list, const GroupState& state,
+                        const Scratch& scratch) const {
+  if (list.count == 0) return;
+  kernels_.accumulate(list.rows, list.count, list.weights, group_size_, p_.head_dim, scratch.sums);
+  float* place = chunk_scores(state, list.chunk);
+  for (int64_t g = 0; g < group_size_; ++g) {
+    std::copy_n(scratch.sums + g * kScoreStride, p_.head_dim, place + g * kScoreStride);
   }
-  row_addresses(p_.v, p_.keys, element_bytes_, b, hk, scratch.positions, count, scratch.rows);
-  kernels_.accumulate(scratch.rows, count, scratch.weights, group_size_, p_.head_dim,
-                      chunk_scores(state, chunk));
 }
 
 // Nothing passed: the one key with the group's largest p, the first of equals.
@@ -142,12 +171,16 @@ void GroupDecoder::load_largest(int64_t group, const GroupState& state, Scratch&
       first = std::min<int64_t>(first, std::find(e, e + kChunkKeys, 1.0f) - e);
     }
     if (first == kChunkKeys) continue;
+    float* weights = scratch.lists[0].own_weights;
+    const RowList list = {group, c, 1, weights, weights, scratch.rows};
     for (int64_t g = 0; g < group_size_; ++g) {
-      scratch.weights[g * kWeightStride] = exps[g * kScoreStride + first];
+      weights[g * kScoreStride] = exps[g * kScoreStride + first];
       state.mass[c * group_size_ + g] = exps[g * kScoreStride + first];
     }
+    state.num_loaded[c] = 1;
     scratch.selected[0] = static_cast<int32_t>(first);
-    load(group, c, 1, state, scratch);
+    find_rows(row_source(p_.v, group), c, scratch.selected, 1, scratch.positions, list.rows);
+    load(list, state, scratch);
     return;
   }
 }

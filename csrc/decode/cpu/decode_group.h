@@ -3,7 +3,8 @@
 // The keys are worked on in chunks:
 //   score    s_hj = scale * q_h . k_j, then e_hj = exp(s_hj - m_h), m_h the chunk's maximum
 //   merge    over the group's chunks: lse_h, and theta_h in units of the exponentials
-//   gather   the keys with e_hj above that for any h, and the sums of e_hj v_j over them
+//   select   the keys with e_hj above that for any h
+//   load     their rows of V: the sums of e_hj v_j
 //   combine  over the chunks again: out_h = sum of exp(m_h - lse_h) times those sums, residual
 #pragma once
 
@@ -36,15 +37,24 @@ struct GroupState {
   Head* heads;          // [head]
 };
 
+// The selected keys of a chunk.
+struct RowList {
+  int64_t group, chunk, count;
+  const float* weights;  // [head][kScoreStride]: their exponentials
+  float* own_weights;    // [head][kScoreStride]: where select writes these
+  const void** rows;     // [kChunkKeys + kRowPadding]: their rows of V
+};
+
 // What a thread needs while it works on a chunk.
 struct Scratch {
   int64_t queries_of = -1;  // the group whose queries are prepared
   float* queries;           // [head][kQueryStride]
-  float* weights;           // [head][kWeightStride]
+  float* sums;              // [head][kScoreStride], the first D of each
   float* thresholds;        // [head]
   int32_t* positions;       // [kChunkKeys]
-  int32_t* selected;        // [kChunkKeys + kBlockKeys]
-  const void** rows;        // [kChunkKeys + kRowPadding]
+  int32_t* selected;        // [kScoreStride]
+  const void** rows;        // [kChunkKeys + kRowPadding]: of K
+  RowList lists[2];         // one is loaded while the next is on its way from memory
 };
 
 class GroupDecoder {
@@ -55,10 +65,13 @@ class GroupDecoder {
   // Of group b * HK + hk; 0 where it attends nothing.
   int64_t num_chunks(int64_t group) const;
 
-  // In this order; score and gather of different chunks may run at the same time.
+  // In this order; of different chunks score, select and load may run at the same time. A selected
+  // list asks for its first rows, so it is best loaded after the next one is selected.
   void score(int64_t group, int64_t chunk, const GroupState& state, Scratch& scratch) const;
   void merge(int64_t group, const GroupState& state) const;
-  void gather(int64_t group, int64_t chunk, const GroupState& state, Scratch& scratch) const;
+  void select(int64_t group, int64_t chunk, const GroupState& state, Scratch& scratch,
+              RowList& list) const;
+  void load(const RowList& list, const GroupState& state, const Scratch& scratch) const;
   void combine(int64_t group, const GroupState& state, Scratch& scratch) const;
 
  private:
@@ -67,8 +80,8 @@ class GroupDecoder {
   }
   const Sequence& sequence(int64_t group) const { return sequences_[group / p_.num_kv_heads]; }
   int64_t first_head(int64_t group) const;  // as a row of [B, HQ]
-  void load(int64_t group, int64_t chunk, int64_t count, const GroupState& state,
-            Scratch& scratch) const;
+  RowSource row_source(const KVLayout& kv, int64_t group) const;
+  bool keeps_all(const GroupState& state) const;
   void load_largest(int64_t group, const GroupState& state, Scratch& scratch) const;
   template <typename T>
   void write_head(int64_t group, int64_t g, int64_t num_loaded, const GroupState& state) const;

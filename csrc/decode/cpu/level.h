@@ -1,7 +1,7 @@
 // What one instruction-set level provides: the loops over rows, heads and dimensions.
 //
 // Rows of K and V come as lists of addresses, so the loops know nothing of strides, masks and
-// pages. A list is followed by kRowPadding more copies of its last address. A level lives in a
+// pages. A list is followed by kRowPadding more addresses, which are read ahead. A level lives in a
 // translation unit of its own, compiled with its own flags; it shares no inline code with others.
 #pragma once
 
@@ -13,12 +13,12 @@ namespace sift {
 // the number of threads. A chunk's scores (4 heads: 16 KB) stay in L1.
 inline constexpr int64_t kChunkKeys = 1024;
 inline constexpr int64_t kBlockKeys = 64;
-inline constexpr int64_t kRowPadding = 64;
+inline constexpr int64_t kMaxPrefetchRows = 64;
+inline constexpr int64_t kRowPadding = kMaxPrefetchRows + 64;
 inline constexpr int64_t kMaxHeadDim = 256;
 
-// Distance between heads, in floats: of scores or their exponentials, of weights, of queries.
-inline constexpr int64_t kScoreStride = kChunkKeys;
-inline constexpr int64_t kWeightStride = kChunkKeys + kBlockKeys;
+// Distance between heads, in floats: of scores, exponentials, weights or sums, and of queries.
+inline constexpr int64_t kScoreStride = kChunkKeys + 16;  // whole tiles and vectors may be written
 inline constexpr int64_t kQueryStride = kMaxHeadDim;
 
 struct MaxSum {

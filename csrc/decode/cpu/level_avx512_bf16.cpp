@@ -10,7 +10,8 @@ namespace {
 template <>
 struct Product<BFloat16> {
   using Operand = __m512bh;
-  template <bool kHalf>
+  static constexpr int kParts = 1;
+  template <bool kHalf, int kPart>
   static Operand row(const BFloat16* x) {
     if constexpr (kHalf) {
       BFloat16 padded[kPairWidth] = {};

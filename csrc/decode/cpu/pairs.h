@@ -16,31 +16,24 @@ constexpr int64_t kPairWidth = 2 * kWidth;
 // Head dimensions are multiples of 16: vectors of 16 floats leave half a pair at head_dim 80.
 constexpr bool kHasHalfPair = kPairWidth > 16;
 
-// kPairWidth elements; if kHalf only the first half of them, then zeros.
-template <bool kHalf, typename T>
-inline Pair load_elements(const T* x) {
-  if constexpr (kHalf) {
-    return {load_natural(x), zero()};
+// One vector of the pair at x; if kHalf the pair is kWidth elements in order, then zeros.
+template <bool kHalf, int kPart, typename T>
+inline Vec load_elements(const T* x) {
+  if constexpr (!kHalf) {
+    return load_part<kPart>(x);
+  } else if constexpr (kPart == 0) {
+    return load_natural(x);
   } else {
-    return load_pair(x);
+    return zero();
   }
 }
 
-// Floats in the order of load_pair.
-inline Pair load_floats(const float* x) { return {load(x), load(x + kWidth)}; }
-inline void store_floats(float* x, Pair pair) {
-  store(x, pair.first);
-  store(x + kWidth, pair.second);
-}
-
-// Rows are fetched this far ahead, into L2: more lines can be on their way to it than to L1.
-constexpr int64_t kPrefetchRows = 32;
-
-inline void prefetch(const void* const* rows, int64_t num_rows, int64_t row_bytes) {
-  for (int64_t i = 0; i < num_rows; ++i) {
-    for (int64_t line = 0; line < row_bytes; line += 64) {
-      __builtin_prefetch(static_cast<const char*>(rows[i]) + line, 0, 2);
-    }
+// Asks for bytes [begin, begin + kBytes) of a row, to L2: more lines can be on their way to it than to
+// L1.
+template <int64_t kBytes>
+inline void prefetch(const void* row, int64_t begin) {
+  for (int64_t line = 0; line < kBytes; line += 64) {
+    __builtin_prefetch(static_cast<const char*>(row) + begin + line, 0, 2);
   }
 }
 

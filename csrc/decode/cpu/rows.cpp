@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 
 namespace sift {
 namespace {
@@ -29,6 +30,34 @@ void for_each_mapped(const AttendedKeys& keys, int64_t b, int64_t begin, int64_t
 const uint8_t* mask_row(const AttendedKeys& keys, int64_t b) {
   if (keys.key_mask == nullptr) return nullptr;
   return reinterpret_cast<const uint8_t*>(keys.key_mask) + b * keys.key_mask_stride_b;
+}
+
+// Positions of the keys of a chunk.
+void find_positions(const AttendedKeys& keys, int64_t b, const Sequence& sequence, int64_t chunk,
+                    int32_t* positions) {
+  const int64_t count = chunk_size(sequence, chunk);
+  if (sequence.is_contiguous) {
+    std::iota(positions, positions + count,
+              static_cast<int32_t>(sequence.first + chunk * kChunkKeys));
+    return;
+  }
+  const uint8_t* mask = mask_row(keys, b);
+  int64_t found = 0;
+  // The chunk's keys exist, so the search ends before any length.
+  for_each_mapped(keys, b, sequence.chunk_starts[chunk], INT32_MAX,
+                  [&](int64_t begin, int64_t end) {
+                    for (int64_t n = begin; n < end && found < count; ++n) {
+                      positions[found] = static_cast<int32_t>(n);
+                      found += mask == nullptr || mask[n] != 0;
+                    }
+                    return found < count;
+                  });
+}
+
+// rows[i] = address_of(i)
+template <typename AddressOf>
+void fill_rows(int64_t count, const void** rows, const AddressOf& address_of) {
+  for (int64_t i = 0; i < count; ++i) rows[i] = address_of(i);
 }
 
 }  // namespace
@@ -80,54 +109,48 @@ Sequence find_attended_keys(const AttendedKeys& keys, int64_t b, int64_t capacit
   return {num_keys, last - first + 1 == num_keys, static_cast<int32_t>(first), chunk_starts};
 }
 
-int64_t key_positions(const AttendedKeys& keys, int64_t b, const Sequence& sequence, int64_t chunk,
-                      int32_t* positions) {
-  const int64_t count = std::min(kChunkKeys, sequence.num_keys - chunk * kChunkKeys);
-  if (sequence.is_contiguous) {
-    const auto first = static_cast<int32_t>(sequence.first + chunk * kChunkKeys);
-    for (int32_t i = 0; i < count; ++i) positions[i] = first + i;
-    return count;
-  }
-  const uint8_t* mask = mask_row(keys, b);
-  int64_t found = 0;
-  // The chunk's keys exist, so the search ends before any length.
-  for_each_mapped(keys, b, sequence.chunk_starts[chunk], INT32_MAX,
-                  [&](int64_t begin, int64_t end) {
-                    for (int64_t n = begin; n < end && found < count; ++n) {
-                      positions[found] = static_cast<int32_t>(n);
-                      found += mask == nullptr || mask[n] != 0;
-                    }
-                    return found < count;
-                  });
-  return count;
-}
-
-void row_addresses(const KVLayout& kv, const AttendedKeys& keys, int64_t element_bytes, int64_t b,
-                   int64_t hk, const int32_t* positions, int64_t num_rows, const void** rows) {
+void find_rows(const RowSource& source, int64_t chunk, const int32_t* selected, int64_t count,
+               int32_t* positions, const void** rows) {
+  const auto& [kv, keys, sequence, b, hk, element_bytes] = source;
   const char* head = static_cast<const char*>(kv.data) + hk * kv.stride_h * element_bytes;
   const int64_t row_bytes = kv.stride_n * element_bytes;
   const int64_t outer_bytes = kv.stride_b * element_bytes;
-  if (keys.block_table == nullptr) {
-    const char* base = head + b * outer_bytes;
-    for (int64_t i = 0; i < num_rows; ++i) rows[i] = base + positions[i] * row_bytes;
-  } else {
-    const int32_t* table = keys.block_table + b * keys.block_table_stride_b;
-    const auto fill = [&](const auto& block_of) {
-      for (int64_t i = 0; i < num_rows; ++i) {
-        const int64_t block = block_of(positions[i]);
-        const int64_t within = positions[i] - block * keys.block_size;
-        rows[i] = head + table[block] * outer_bytes + within * row_bytes;
-      }
-    };
-    const auto block_size = static_cast<uint32_t>(keys.block_size);
-    if (std::has_single_bit(block_size)) {
-      const int shift = std::countr_zero(block_size);
-      fill([=](int32_t n) { return n >> shift; });
+  int64_t num_filled = count;
+  if (keys.block_table == nullptr && sequence.is_contiguous) {
+    const char* first = head + b * outer_bytes + (sequence.first + chunk * kChunkKeys) * row_bytes;
+    if (selected == nullptr) {
+      num_filled = std::min(count + kRowPadding, sequence.num_keys - chunk * kChunkKeys);
+      fill_rows(num_filled, rows, [=](int64_t i) { return first + i * row_bytes; });
     } else {
-      fill([=](int32_t n) { return static_cast<uint32_t>(n) / block_size; });
+      fill_rows(count, rows, [=](int64_t i) { return first + selected[i] * row_bytes; });
+    }
+  } else {
+    find_positions(keys, b, sequence, chunk, positions);
+    for (int64_t i = 0; selected != nullptr && i < count; ++i) {
+      positions[i] = positions[selected[i]];  // selected[i] >= i
+    }
+    if (keys.block_table == nullptr) {
+      const char* base = head + b * outer_bytes;
+      fill_rows(count, rows, [=](int64_t i) { return base + positions[i] * row_bytes; });
+    } else {
+      const int32_t* table = keys.block_table + b * keys.block_table_stride_b;
+      const auto fill = [&](const auto& block_of) {
+        fill_rows(count, rows, [&](int64_t i) {
+          const int64_t block = block_of(positions[i]);
+          const int64_t within = positions[i] - block * keys.block_size;
+          return head + table[block] * outer_bytes + within * row_bytes;
+        });
+      };
+      const auto block_size = static_cast<uint32_t>(keys.block_size);
+      if (std::has_single_bit(block_size)) {
+        const int shift = std::countr_zero(block_size);
+        fill([=](int32_t n) { return n >> shift; });
+      } else {
+        fill([=](int32_t n) { return static_cast<uint32_t>(n) / block_size; });
+      }
     }
   }
-  std::fill_n(rows + num_rows, kRowPadding, rows[num_rows - 1]);
+  std::fill_n(rows + num_filled, count + kRowPadding - num_filled, rows[num_filled - 1]);
 }
 
 }  // namespace sift

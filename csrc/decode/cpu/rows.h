@@ -29,12 +29,26 @@ Sequence find_attended_keys(const AttendedKeys& keys, int64_t b, int64_t capacit
 // Length of sequence b before masks.
 int64_t sequence_length(const AttendedKeys& keys, int64_t b, int64_t capacity);
 
-// Positions of the keys of a chunk. Returns their number, at most kChunkKeys.
-int64_t key_positions(const AttendedKeys& keys, int64_t b, const Sequence& sequence, int64_t chunk,
-                      int32_t* positions);
+// Number of keys of a chunk, at most kChunkKeys.
+inline int64_t chunk_size(const Sequence& sequence, int64_t chunk) {
+  const int64_t rest = sequence.num_keys - chunk * kChunkKeys;
+  return rest < kChunkKeys ? rest : kChunkKeys;
+}
 
-// Addresses of rows of one KV head, followed by kRowPadding copies of the last one.
-void row_addresses(const KVLayout& kv, const AttendedKeys& keys, int64_t element_bytes, int64_t b,
-                   int64_t hk, const int32_t* positions, int64_t num_rows, const void** rows);
+// One KV head of one sequence.
+struct RowSource {
+  const KVLayout& kv;
+  const AttendedKeys& keys;
+  const Sequence& sequence;
+  int64_t b;
+  int64_t hk;
+  int64_t element_bytes;
+};
+
+// Addresses of rows of a chunk: of the `count` selected ones, ascending, or with nullptr of the first
+// `count`. Then kRowPadding more, of rows that come next or the last one again. `positions`
+// [kChunkKeys] is scratch.
+void find_rows(const RowSource& source, int64_t chunk, const int32_t* selected, int64_t count,
+               int32_t* positions, const void** rows);
 
 }  // namespace sift

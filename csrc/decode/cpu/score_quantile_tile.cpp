@@ -72,8 +72,8 @@ void QuantileTile::score_chunk(int64_t chunk, int64_t piece, const TileState& st
   while (length(begin) <= first) ++begin;
   while (length(end - 1) <= first) --end;
   const int64_t count = std::min(kChunkKeys, max_length_ - first);
-  key_positions(keys_, b_, sequence_, chunk, scratch.positions);
-  row_addresses(p_.k, keys_, element_bytes_, b_, hk_, scratch.positions, count, scratch.rows);
+  find_rows({p_.k, keys_, sequence_, b_, hk_, element_bytes_}, chunk, nullptr, count,
+            scratch.positions, scratch.rows);
   kernels_.score(scratch.rows, count, scratch.queries + query(begin, 0) * kQueryStride,
                  query(end, 0) - query(begin, 0), p_.head_dim, p_.scale, scratch.scores);
   for (int64_t r = begin; r < end; ++r) {

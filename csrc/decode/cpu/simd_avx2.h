@@ -13,9 +13,7 @@ namespace {
 constexpr int kWidth = 8;
 using Vec = __m256;
 using Mask = __m256;
-struct Pair {
-  Vec first, second;
-};
+constexpr int kTileSums = 12;  // and 4 more registers for the operands
 
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec broadcast(float x) { return _mm256_set1_ps(x); }
@@ -27,6 +25,10 @@ inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vec fma_in_place(Vec a, Vec b, Vec c) {
+  __asm__("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "x"(b));
+  return c;
+}
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec select_less(Vec a, Vec b, Vec x, Vec y) {
   return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
@@ -79,21 +81,24 @@ inline void store_indices(int32_t* out, int32_t first, uint32_t lanes) {
                       _mm256_add_epi32(_mm256_set1_epi32(first), lane_numbers(lanes)));
 }
 
-inline Pair load_pair(const float* x) { return {load(x), load(x + kWidth)}; }
+template <int kPart>
+inline Vec load_part(const float* x) {
+  return load(x + kPart * kWidth);
+}
 inline void restore_order(float*, float) {}
 
-inline Pair load_pair(const Float16* x) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-  return {_mm256_cvtph_ps(_mm256_castsi256_si128(bits)),
-          _mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1))};
+template <int kPart>
+inline Vec load_part(const Float16* x) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + kPart * kWidth)));
 }
 inline void restore_order(float*, Float16) {}
 
 // bfloat16: even elements first, then odd ones; a shift and a mask make floats of them.
-inline Pair load_pair(const BFloat16* x) {
+template <int kPart>
+inline Vec load_part(const BFloat16* x) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)),
-          _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-0x10000)))};
+  return _mm256_castsi256_ps(kPart == 0 ? _mm256_slli_epi32(bits, 16)
+                                        : _mm256_and_si256(bits, _mm256_set1_epi32(-0x10000)));
 }
 inline void restore_order(float* x, BFloat16) {
   const Vec even = load(x);

@@ -17,9 +17,7 @@ namespace {
 constexpr int kWidth = 16;
 using Vec = __m512;
 using Mask = __mmask16;
-struct Pair {
-  Vec first, second;
-};
+constexpr int kTileSums = 16;
 
 inline Vec zero() { return _mm512_setzero_ps(); }
 inline Vec broadcast(float x) { return _mm512_set1_ps(x); }
@@ -31,6 +29,7 @@ inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec fma_in_place(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec select_less(Vec a, Vec b, Vec x, Vec y) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
@@ -78,21 +77,24 @@ inline __m256i load_256(const void* x) {
 }
 
 inline Vec load_natural(const float* x) { return load(x); }
-inline Pair load_pair(const float* x) { return {load(x), load(x + kWidth)}; }
-inline void restore_order(float*, float) {}
-
 inline Vec load_natural(const Float16* x) { return _mm512_cvtph_ps(load_256(x)); }
-inline Pair load_pair(const Float16* x) { return {load_natural(x), load_natural(x + kWidth)}; }
-inline void restore_order(float*, Float16) {}
-
 inline Vec load_natural(const BFloat16* x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_256(x)), 16));
 }
+
+template <int kPart, typename T>
+inline Vec load_part(const T* x) {
+  return load_natural(x + kPart * kWidth);
+}
+inline void restore_order(float*, float) {}
+inline void restore_order(float*, Float16) {}
+
 // bfloat16: even elements first, then odd ones; a shift and a mask make floats of them.
-inline Pair load_pair(const BFloat16* x) {
+template <int kPart>
+inline Vec load_part(const BFloat16* x) {
   const __m512i bits = _mm512_loadu_si512(x);
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
-          _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)))};
+  return _mm512_castsi512_ps(kPart == 0 ? _mm512_slli_epi32(bits, 16)
+                                        : _mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)));
 }
 inline void restore_order(float* x, BFloat16) {
   const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);

@@ -12,9 +12,9 @@ namespace {
 constexpr int kWidth = 4;
 using Vec = float __attribute__((vector_size(16)));
 using Mask = int32_t __attribute__((vector_size(16)));
-struct Pair {
-  Vec first, second;
-};
+
+// Sums that a tile of scores holds in registers.
+constexpr int kTileSums = 8;
 
 inline Vec zero() { return Vec{}; }
 inline Vec broadcast(float x) { return Vec{x, x, x, x}; }
@@ -30,6 +30,7 @@ inline Vec sub(Vec a, Vec b) { return a - b; }
 inline Vec mul(Vec a, Vec b) { return a * b; }
 inline Vec div(Vec a, Vec b) { return a / b; }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }  // may round once or twice
+inline Vec fma_in_place(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }     // b where either is NaN
 inline Vec select_less(Vec a, Vec b, Vec x, Vec y) { return a < b ? x : y; }
 
@@ -73,10 +74,11 @@ inline Vec load_natural(const T* x) {
   return Vec{to_float(x[0]), to_float(x[1]), to_float(x[2]), to_float(x[3])};
 }
 
-// 2 * kWidth elements in an order of the level's choice, and floats in that order put back in place.
-template <typename T>
-inline Pair load_pair(const T* x) {
-  return {load_natural(x), load_natural(x + kWidth)};
+// 2 * kWidth elements in an order of the level's choice: their first or second kWidth. And floats in
+// that order put back in place.
+template <int kPart, typename T>
+inline Vec load_part(const T* x) {
+  return load_natural(x + kPart * kWidth);
 }
 template <typename T>
 inline void restore_order(float*, T) {}

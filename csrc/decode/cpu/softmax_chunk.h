@@ -117,13 +117,13 @@ int64_t select(const float* exps, int64_t num_keys, int64_t num_heads, const flo
       store_indices(selected + count, static_cast<int32_t>(first), lanes);
       for (int64_t h = 0; h < num_heads; ++h) {
         const Vec e = load(exps + h * kScoreStride + first);
-        store(weights + h * kWeightStride + count, compress(e, lanes));
+        store(weights + h * kScoreStride + count, compress(e, lanes));
       }
       count += __builtin_popcount(lanes);
     }
   }
   for (int64_t h = 0; h < num_heads; ++h) {
-    float* w = weights + h * kWeightStride;
+    float* w = weights + h * kScoreStride;
     store(w + count, zero());
     Vec sum = zero();
     for (int64_t i = 0; i < count; i += kWidth) sum = add(sum, load(w + i));

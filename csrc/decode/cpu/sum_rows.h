@@ -7,57 +7,68 @@
 namespace sift {
 namespace {
 
-// So few rows at a time that their passes over the tiles look like one stream to the hardware.
-constexpr int64_t kBlockRows = 8;
-static_assert(kPrefetchRows + kBlockRows <= kRowPadding);
+// Rows that are summed over for some dimensions before others, and how far ahead rows are asked for.
+constexpr int64_t kBlockRows = 32;
+static_assert(kBlockRows <= kMaxPrefetchRows && 2 * kBlockRows <= kRowPadding);
 
-// Adds kPairs pairs of a block of rows to the sums of kHeads heads, in the order of load_pair.
-template <typename T, int kHeads, int kPairs, bool kHalf = false>
-inline void accumulate_tile(const void* const* rows, int64_t num_rows,
-                            const float* const (&weights)[kHeads], float* const (&sums)[kHeads],
-                            int64_t d) {
-  Pair sum[kHeads][kPairs];
+// Adds kVectors vectors of a block of rows to the sums of kHeads heads; the first is vector kFirst of
+// the pair at dimension d. Meanwhile it asks for the same dimensions of the next block, so that the
+// requests are spread evenly over the arithmetic.
+template <typename T, int kHeads, int kVectors, int kFirst = 0, bool kHalf = false>
+void accumulate_tile(const void* const* rows, int64_t num_rows, bool is_prefetching,
+                     const float* weights, float* sums, int64_t d) {
+  constexpr int64_t kTileBytes = kVectors * kWidth * static_cast<int64_t>(sizeof(T));
+  const int64_t first = d + kFirst * kWidth;
+  Vec sum[kHeads][kVectors];
   for (int h = 0; h < kHeads; ++h) {
-    for (int p = 0; p < kPairs; ++p) sum[h][p] = load_floats(sums[h] + d + p * kPairWidth);
+    for (int i = 0; i < kVectors; ++i) sum[h][i] = load(sums + h * kScoreStride + first + i * kWidth);
   }
-  for (int64_t i = 0; i < num_rows; ++i) {
-    const T* row = static_cast<const T*>(rows[i]) + d;
-    Vec w[kHeads];
-    for (int h = 0; h < kHeads; ++h) w[h] = broadcast(weights[h][i]);
-    for (int p = 0; p < kPairs; ++p) {
-      const Pair x = load_elements<kHalf>(row + p * kPairWidth);
-      for (int h = 0; h < kHeads; ++h) {
-        sum[h][p].first = fma(w[h], x.first, sum[h][p].first);
-        sum[h][p].second = fma(w[h], x.second, sum[h][p].second);
-      }
+  for (int64_t r = 0; r < num_rows; ++r) {
+    if (is_prefetching) {
+      prefetch<kTileBytes>(rows[r + kBlockRows], first * static_cast<int64_t>(sizeof(T)));
+    }
+    const T* row = static_cast<const T*>(rows[r]) + d;
+    Vec x[kVectors];
+    for (int i = 0; i < kVectors; ++i) {
+      const T* pair = row + (kFirst + i) / 2 * kPairWidth;
+      x[i] = (kFirst + i) % 2 == 0 ? load_elements<kHalf, 0>(pair) : load_elements<kHalf, 1>(pair);
+    }
+    for (int h = 0; h < kHeads; ++h) {
+      const Vec w = broadcast(weights[h * kScoreStride + r]);
+      for (int i = 0; i < kVectors; ++i) sum[h][i] = fma_in_place(w, x[i], sum[h][i]);
     }
   }
   for (int h = 0; h < kHeads; ++h) {
-    for (int p = 0; p < kPairs; ++p) store_floats(sums[h] + d + p * kPairWidth, sum[h][p]);
+    for (int i = 0; i < kVectors; ++i) store(sums + h * kScoreStride + first + i * kWidth, sum[h][i]);
   }
 }
 
-// A block of rows into the sums of kHeads heads (the last one repeated past num_heads).
+// A block of rows into the sums of kHeads heads, in the order of load_part.
 template <typename T, int kHeads>
-void accumulate_heads(const void* const* rows, int64_t num_rows, const float* weights,
-                      int64_t num_heads, int64_t head_dim, float* sums) {
-  constexpr int kPairs = kWidth / kHeads < 2 ? 1 : kWidth / kHeads / 2;
-  const float* w[kHeads];
-  float* out[kHeads];
-  for (int h = 0; h < kHeads; ++h) {
-    const int64_t head = h < num_heads ? h : num_heads - 1;
-    w[h] = weights + head * kWeightStride;
-    out[h] = sums + head * kScoreStride;
-  }
-  int64_t d = 0;
-  for (; d + kPairs * kPairWidth <= head_dim; d += kPairs * kPairWidth) {
-    accumulate_tile<T, kHeads, kPairs>(rows, num_rows, w, out, d);
-  }
-  for (; d + kPairWidth <= head_dim; d += kPairWidth) {
-    accumulate_tile<T, kHeads, 1>(rows, num_rows, w, out, d);
+void accumulate_heads(const void* const* rows, int64_t num_rows, bool is_prefetching,
+                      const float* weights, int64_t head_dim, float* sums) {
+  constexpr int kVectors = kTileSums / kHeads < 8 ? kTileSums / kHeads : 8;
+  const auto num_vectors = head_dim / kPairWidth * 2;
+  for (int64_t v = 0; v < num_vectors;) {
+    const int64_t rest = num_vectors - v;
+    const int64_t d = v / 2 * kPairWidth;
+    if (rest < kVectors || rest == kVectors + 1) {  // never leaves a single one
+      const auto tile = v % 2 == 0 ? accumulate_tile<T, kHeads, 2, 0>  //
+                                   : accumulate_tile<T, kHeads, 2, 1>;
+      tile(rows, num_rows, is_prefetching, weights, sums, d);
+      v += 2;
+    } else {
+      const auto tile = v % 2 == 0 ? accumulate_tile<T, kHeads, kVectors, 0>
+                                   : accumulate_tile<T, kHeads, kVectors, 1>;
+      tile(rows, num_rows, is_prefetching, weights, sums, d);
+      v += kVectors;
+    }
   }
   if constexpr (kHasHalfPair) {
-    if (d < head_dim) accumulate_tile<T, kHeads, 1, true>(rows, num_rows, w, out, d);
+    const int64_t d = num_vectors * kWidth;
+    if (d < head_dim) {
+      accumulate_tile<T, kHeads, 1, 0, true>(rows, num_rows, is_prefetching, weights, sums, d);
+    }
   }
 }
 
@@ -65,23 +76,19 @@ template <typename T>
 void accumulate(const void* const* rows, int64_t num_rows, const float* weights, int64_t num_heads,
                 int64_t head_dim, float* sums) {
   for (int64_t h = 0; h < num_heads; ++h) {
-    for (int64_t d = 0; d < head_dim; d += kPairWidth) {
-      store_floats(sums + h * kScoreStride + d, {zero(), zero()});
-    }
+    for (int64_t d = 0; d < head_dim; d += kWidth) store(sums + h * kScoreStride + d, zero());
   }
-  const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(T));
-  prefetch(rows, kPrefetchRows, row_bytes);
   for (int64_t i = 0; i < num_rows; i += kBlockRows) {
     const int64_t count = num_rows - i < kBlockRows ? num_rows - i : kBlockRows;
-    prefetch(rows + i + kPrefetchRows, kBlockRows, row_bytes);
     for (int64_t h = 0; h < num_heads;) {
-      const auto accumulate_some = num_heads - h > 2    ? accumulate_heads<T, 4>
-                                   : num_heads - h == 2 ? accumulate_heads<T, 2>
-                                                        : accumulate_heads<T, 1>;
-      const int64_t some = num_heads - h > 4 ? 4 : num_heads - h;
-      accumulate_some(rows + i, count, weights + h * kWeightStride + i, some, head_dim,
+      const int64_t rest = num_heads - h;
+      const auto accumulate_some = rest >= 4   ? accumulate_heads<T, 4>
+                                   : rest == 3 ? accumulate_heads<T, 3>
+                                   : rest == 2 ? accumulate_heads<T, 2>
+                                               : accumulate_heads<T, 1>;
+      accumulate_some(rows + i, count, h == 0, weights + h * kScoreStride + i, head_dim,
                       sums + h * kScoreStride);
-      h += some;
+      h += rest < 4 ? rest : 4;
     }
   }
   for (int64_t h = 0; h < num_heads; ++h) {
