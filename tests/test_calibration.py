@@ -119,16 +119,16 @@ def test_a_finished_fit_stays_while_others_are_found():
     calibration.lengths[0, :8] = torch.tensor([32, 40, 48, 64, 80, 96, 112, 128])
     calibration.quantiles[..., :8] = 2.0 / calibration.lengths[0, :8]
     calibration.quantiles[0, 1] = math.nan
-    log_alpha, beta, taken = calibration.fit(torch.tensor([128]), renew=True)
+    law, taken = calibration.fit(torch.tensor([128]), renew=True)
     assert taken[0].tolist() == [True, False, True, True]
-    torch.testing.assert_close(log_alpha[taken].exp(), torch.full((HQ - 1,), 2.0))
-    assert (beta[taken] == 1.0).all()
+    torch.testing.assert_close(law.log_alpha[taken].exp(), torch.full((HQ - 1,), 2.0))
+    assert (law.beta[taken] == 1.0).all()
     calibration.quantiles[..., :8] = 3.0 / calibration.lengths[0, :8]
-    assert calibration.fit(torch.tensor([150]), renew=False)[2][0].tolist() == [
+    assert calibration.fit(torch.tensor([150]), renew=False)[1][0].tolist() == [
         False,
         True,
         False,
         False,
     ]
-    assert not calibration.fit(torch.tensor([250]), renew=False)[2].any()
-    assert calibration.fit(torch.tensor([300]), renew=False)[2].all()
+    assert not calibration.fit(torch.tensor([250]), renew=False)[1].any()
+    assert calibration.fit(torch.tensor([300]), renew=False)[1].all()

@@ -1,9 +1,12 @@
 """How the operators live with PyTorch: schemas, fakes, compilation, export, gradients."""
 
 import itertools
+import random
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import sift_attention as sift
 from cases import DTYPES, LAYOUTS, Case, make_call, make_score_quantile_args, strided_copy
@@ -201,6 +204,12 @@ def test_gradients_are_refused(name):
         assert torch.equal(call.run()[0], expected)
 
 
+def test_gradients_are_refused_by_transforms():
+    call = make_call(Case())
+    with pytest.raises(RuntimeError, match="functorch transforms"):  # PyTorch's own sentence
+        torch.func.grad(lambda q: sift.decode(q, call.k, call.v).sum())(call.q)
+
+
 def test_gradients_are_refused_by_the_others():
     arguments = make_score_quantile_args("contiguous")
     arguments["q"].requires_grad_()
@@ -238,6 +247,43 @@ def test_meta_tensors():
     for got, want in zip((out, *stats), (expected[0], *expected[1]), strict=True):
         assert (got.shape, got.dtype, got.stride()) == (want.shape, want.dtype, want.stride())
         assert got.device.type == "meta"
+
+
+def in_fake_mode(decode, q, k, v):
+    with FakeTensorMode() as mode:
+        decode(*map(mode.from_tensor, (q, k, v)))
+
+
+def in_inference_mode(decode, q, k, v):
+    with torch.inference_mode():
+        decode(q, k, v)
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        in_fake_mode,
+        in_inference_mode,
+        lambda decode, *qkv: make_fx(decode)(*qkv),
+        lambda decode, *qkv: torch.func.functionalize(decode)(*qkv),
+        lambda decode, *qkv: torch.func.vmap(decode)(*(tensor[None] for tensor in qkv)),
+        lambda decode, *qkv: torch.compile(decode, backend="eager")(*qkv),
+    ],
+)
+def test_a_law_of_numbers_leaves_nothing_behind(world):
+    """Its tensors are kept from call to call, but not the fake or functional ones."""
+    q, k, v = torch.randn(1, 8, 64), torch.randn(1, 2, 10, 64), torch.randn(1, 2, 10, 64)
+    law = sift.PowerLaw(random.uniform(-1.0, 0.0), 1.0)  # one that no call has seen
+
+    def decode(q, k, v):
+        return sift.decode(q, k, v, law)
+
+    with torch.no_grad():
+        world(decode, q, k, v)
+    law_of_tensors = sift.PowerLaw(torch.tensor(law.log_alpha), torch.tensor(law.beta))
+    out = decode(q, k, v)
+    assert not torch._is_functional_tensor(out)
+    assert torch.equal(out, sift.decode(q, k, v, law_of_tensors))
 
 
 def test_vmap_is_a_loop():

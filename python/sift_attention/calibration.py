@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import ops
 from .attended import AttendedKeys
 from .config import SiftConfig
+from .law import PowerLaw
 from .rows import BatchRows, mark_static
 
 SHORTEST_SAMPLE = 32  # keys; the first prompt_rows samples span a factor of 4 from here
@@ -131,7 +133,7 @@ class Calibration(BatchRows):
         self.lengths.index_copy_(1, column, lengths.int())
         self.quantiles.index_copy_(2, column, quantiles)
 
-    def fit(self, count: Tensor, renew: Tensor | bool) -> tuple[Tensor, Tensor, Tensor]:
+    def fit(self, count: Tensor, renew: Tensor | bool) -> tuple[PowerLaw, Tensor]:
         """Fit the power law to the samples.
 
         A finished fit stays, unless asked to renew it or the sequence has doubled since: tokens
@@ -142,17 +144,15 @@ class Calibration(BatchRows):
             renew (bool or Tensor[1], bool): whether finished fits are replaced.
 
         Returns:
-            tuple: log_alpha and beta, float32 [B, HQ], and which heads take them, bool [B, HQ].
+            tuple: the law, float32 [B, HQ], and which heads take it, bool [B, HQ].
         """
         beta = None if self._config.slope == "fit" else float(self._config.slope)
-        log_alpha, slope, ok = torch.ops.sift_attention.fit_power_law.default(
-            self.lengths, self.quantiles, beta
-        )
+        law, ok = ops.fit_power_law(self.lengths, self.quantiles, beta)
         renew = (count >= 2 * self.fitted_count) | renew
         taken = ok & (renew[:, None] | ~self.fitted)
         self.fitted.logical_or_(ok)
         self.fitted_count.copy_(torch.where(taken.any(1), count, self.fitted_count))
-        return log_alpha, slope, taken
+        return law, taken
 
     def _score_quantile(
         self,
@@ -164,15 +164,13 @@ class Calibration(BatchRows):
         softcap: float,
         sinks: Tensor | None,
     ) -> Tensor:
-        quantiles: Tensor = torch.ops.sift_attention.score_quantile.default(
+        return ops.score_quantile(
             q,
             k,
             lengths.int(),
             self._config.quantile,
-            scale,
-            attended.key_mask,
-            softcap,
-            sinks,
-            None,
+            scale=scale,
+            key_mask=attended.key_mask,
+            softcap=softcap,
+            sinks=sinks,
         )
-        return quantiles

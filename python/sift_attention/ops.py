@@ -6,21 +6,23 @@ become ValueError and TypeError.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import _library  # noqa: F401  (registers torch.ops.sift_attention)
 from .law import DecodeStats, PowerLaw
 
 Residual = Literal["mean", "renormalize", "none"]
 
-_DECODE = torch.ops.sift_attention.decode.default
-_SCORE_QUANTILE = torch.ops.sift_attention.score_quantile.default
-_FIT_POWER_LAW = torch.ops.sift_attention.fit_power_law.default
-_RESIDUALS = {"mean": 0, "renormalize": 1, "none": 2}
+DECODE = torch.ops.sift_attention.decode.default
+SCORE_QUANTILE = torch.ops.sift_attention.score_quantile.default
+FIT_POWER_LAW = torch.ops.sift_attention.fit_power_law.default
+RESIDUALS = {"mean": 0, "renormalize": 1, "none": 2}
 _EXACT = PowerLaw.exact()
 
 
@@ -139,23 +141,24 @@ def decode(
         raise TypeError(f"decode: law must be a PowerLaw or None, got {type(law).__name__}")
     if residual is None:
         residual = "renormalize" if v_sum is None else "mean"
-    elif residual not in _RESIDUALS:
+    elif residual not in RESIDUALS:
         raise ValueError(
             f'decode: residual must be "mean", "renormalize" or "none", got {residual!r}'
         )
-    out, *stats = _call(
-        _DECODE,
+    log_alpha, beta = _per_head(law, (batch, num_q_heads), q)
+    out, *stats = call(
+        DECODE,
         "decode",
         q,
         k,
         v,
-        _per_head("log_alpha", law.log_alpha, (batch, num_q_heads), q.device),
-        _per_head("beta", law.beta, (batch, num_q_heads), q.device),
+        log_alpha,
+        beta,
         _default_scale(head_dim) if scale is None else scale,
         seq_lens,
         key_mask,
         None if v_sum is None else v_sum.contiguous(),
-        _RESIDUALS[residual],
+        RESIDUALS[residual],
         softcap,
         None if sinks is None else sinks.contiguous(),
         block_table,
@@ -210,8 +213,8 @@ def score_quantile(
         torch.Size([1, 8, 32])
     """
     head_dim = _shape_of_q("score_quantile", q, 4, "[B, HQ, R, D]")[3]
-    result: Tensor = _call(
-        _SCORE_QUANTILE,
+    result: Tensor = call(
+        SCORE_QUANTILE,
         "score_quantile",
         q,
         k,
@@ -259,14 +262,45 @@ def fit_power_law(
         >>> law.beta
         tensor([[1.]])
     """
-    log_alpha, fitted_beta, ok = _call(
-        _FIT_POWER_LAW,
+    log_alpha, fitted_beta, ok = call(
+        FIT_POWER_LAW,
         "fit_power_law",
         lengths.contiguous(),
         quantiles.contiguous(),
         beta,
     )
     return PowerLaw(log_alpha, fitted_beta), ok
+
+
+def call(op: Any, name: str, *args: Any) -> Any:
+    """Calls an operator with all its arguments, in the quickest way that PyTorch allows.
+
+    Its complaints about arguments become ValueError or TypeError.
+
+    Args:
+        op: one of DECODE, SCORE_QUANTILE and FIT_POWER_LAW.
+        name: the operator's, with which its complaints begin.
+        args: as the schema has them; residual is one of RESIDUALS.
+
+    Returns:
+        What the operator returns.
+    """
+    try:
+        if (
+            _is_watched()
+            or torch.is_inference_mode_enabled()
+            or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
+        ):
+            return op(*args)
+        # The registered autograd, which is Python, would only pass the call on, for as much time
+        # as the rest of a short call takes.
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+    except RuntimeError as error:
+        sentence = str(error)
+        if not sentence.startswith(f"{name}: ") or " must " not in sentence:
+            raise
+        raise (TypeError if " dtype " in sentence else ValueError)(sentence) from None
 
 
 def _shape_of_q(op: str, q: Tensor, rank: int, letters: str) -> torch.Size:
@@ -282,38 +316,46 @@ def _default_scale(head_dim: int) -> float:
     return 1.0 / math.sqrt(head_dim or 1)
 
 
-def _per_head(
-    name: str, factor: Tensor | float, shape: tuple[int, int], device: torch.device
-) -> Tensor:
-    """One factor of a law as [B, HQ], contiguous; untouched where it is that already."""
+def _per_head(law: PowerLaw, heads: tuple[int, int], q: Tensor) -> tuple[Tensor, Tensor]:
+    """log_alpha and beta as [B, HQ], contiguous; untouched where they are that already."""
+    log_alpha, beta = law.log_alpha, law.beta
+    is_constant = not (isinstance(log_alpha, Tensor) or isinstance(beta, Tensor))
+    if is_constant and q.is_cpu and not _is_watched():
+        return _constants(log_alpha, beta, heads)
+    return _factor("log_alpha", log_alpha, heads, q), _factor("beta", beta, heads, q)
+
+
+@functools.lru_cache(maxsize=128)
+def _constants(log_alpha: float, beta: float, heads: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A law of two numbers, kept because making it takes 4 us, a third of a short call.
+
+    Nobody writes to it. On other devices it could belong to another stream or to a captured graph.
+    """
+    full = functools.partial(torch.full, heads, dtype=torch.float32, device="cpu")
+    return full(log_alpha), full(beta)
+
+
+def _factor(name: str, factor: Tensor | float, heads: tuple[int, int], q: Tensor) -> Tensor:
     if not isinstance(factor, Tensor):
-        return torch.full(shape, factor, dtype=torch.float32, device=device)
-    if factor.shape != shape:
+        return torch.full(heads, factor, dtype=torch.float32, device=q.device)
+    if factor.shape != heads:
         try:
-            factor = factor.expand(shape)
+            factor = factor.expand(heads)
         except RuntimeError:
             raise ValueError(
-                f"decode: {name} must be broadcastable to [B, HQ] = {shape}, "
+                f"decode: {name} must be broadcastable to [B, HQ] = {heads}, "
                 f"got {tuple(factor.shape)}"
             ) from None
     return factor.contiguous()
 
 
-def _call(op: Any, name: str, *args: Any) -> Any:
-    """Calls an operator; its complaints about arguments become ValueError or TypeError."""
-    try:
-        if (
-            torch.compiler.is_compiling()
-            or torch.is_grad_enabled()
-            or torch.is_inference_mode_enabled()
-        ):
-            return op(*args)
-        # Under no_grad the registered autograd, which is Python, would only pass the call on, for
-        # as much time as the rest of a short call takes.
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
-    except RuntimeError as error:
-        sentence = str(error)
-        if not sentence.startswith(f"{name}: ") or " must " not in sentence:
-            raise
-        raise (TypeError if " dtype " in sentence else ValueError)(sentence) from None
+def _is_watched() -> bool:
+    """Whether a compiler, a mode or a function transform follows what is called.
+
+    Fake and functional tensors must not be kept, and whoever follows a call wants all of it.
+    """
+    return (
+        is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from . import ops
 from .attended import AttendedKeys
 from .calibration import Calibration
 from .config import SiftConfig
 from .counters import Counters
 from .law import PowerLaw
-from .ops import _RESIDUALS
 from .rows import BatchRows, mark_static
 from .value_sum import ValueSum
 
@@ -54,7 +54,6 @@ class SiftState(BatchRows):
     def __init__(self, config: SiftConfig | None = None) -> None:
         self.config = config or SiftConfig()
         self.is_allocated = False
-        self._residual = _RESIDUALS[self.config.residual]
         self._is_decoding = False  # from here on, a prompt leaves finished fits alone
         self._is_warm = self.config.warmup_steps == 0  # as far as the host knows
         self._steps_seen = 0
@@ -178,7 +177,9 @@ class SiftState(BatchRows):
                 sifts = sifts & self._warm_up(q, k, attended, scale, softcap, sinks)
             log_alpha = torch.where(sifts, self.log_alpha, self._exact)
         self._is_decoding = True
-        out, lse, kept_mass, num_loaded = torch.ops.sift_attention.decode.default(
+        out, lse, kept_mass, num_loaded = ops.call(
+            ops.DECODE,
+            "decode",
             q,
             k if k.stride(3) == 1 else k.contiguous(),
             v if v.stride(3) == 1 else v.contiguous(),
@@ -188,7 +189,7 @@ class SiftState(BatchRows):
             None,
             key_mask,
             self.values.total,
-            self._residual,
+            ops.RESIDUALS[self.config.residual],
             softcap,
             sinks,
             None,
@@ -246,9 +247,9 @@ class SiftState(BatchRows):
             self.allocate(batch, q.shape[1], num_kv_heads, head_dim, v.dtype, v.device)
 
     def _fit(self, calibration: Calibration, count: Tensor, renew: Tensor | bool) -> None:
-        log_alpha, beta, taken = calibration.fit(count, renew)
-        self.log_alpha.copy_(torch.where(taken, log_alpha, self.log_alpha))
-        self.beta.copy_(torch.where(taken, beta, self.beta))
+        law, taken = calibration.fit(count, renew)
+        self.log_alpha.copy_(torch.where(taken, law.log_alpha, self.log_alpha))
+        self.beta.copy_(torch.where(taken, law.beta, self.beta))
         self.counters.unfitted.copy_((~calibration.fitted).sum())
 
     def _warm_up(
