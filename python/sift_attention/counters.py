@@ -129,9 +129,8 @@ class Counters:
     def _add_sums(
         self, num_loaded: list[Tensor], kept_mass: list[Tensor], keys_and_steps: list[Tensor | None]
     ) -> None:
-        self.rows_loaded.add_(torch.cat([rows.flatten() for rows in num_loaded]).sum())
-        covered = torch.cat([mass.flatten() for mass in kept_mass])
-        self.covered_mass.add_(covered.sum(dtype=torch.float64))
+        self.rows_loaded.add_(torch.cat(num_loaded).sum())
+        self.covered_mass.add_(torch.cat(kept_mass).sum(dtype=torch.float64))
         known = [both for both in keys_and_steps if both is not None]
         if known:
             self.keys_and_steps.add_(torch.stack(known).sum(0))
