@@ -54,6 +54,24 @@ def test_what_only_the_operator_asks_for(change, sentence):
     assert str(error.value) == sentence
 
 
+@pytest.mark.parametrize("op", GOOD_CALLS)
+def test_tensors_on_several_devices(op):
+    """By the fake, which PyTorch runs where one tensor is on meta, and by the kernel."""
+    good = GOOD_CALLS[op]("contiguous")
+    first, *others = (name for name, value in good.items() if isinstance(value, torch.Tensor))
+    on_cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    operator = getattr(torch.ops.sift_attention, op).default
+    for name in others:
+        arguments = {**good, name: good[name].to("meta")}
+        message = f"^{op}: {name} must be on the device of {first} = cpu, got meta$"
+        with pytest.raises(RuntimeError, match=message):
+            operator(**arguments)
+        with pytest.raises(RuntimeError, match=message):
+            operator.redispatch(on_cpu, **arguments)
+    with pytest.raises(ValueError, match=r"^decode: k must be on the device of q = cpu, got meta$"):
+        sift.decode(torch.zeros(1, 1, 32), *torch.zeros(2, 1, 1, 1, 32, device="meta"))
+
+
 def test_what_only_python_asks_for():
     call = make_call(Case())
     with pytest.raises(ValueError, match=r'"renormalize" or "none", got \'median\'$'):

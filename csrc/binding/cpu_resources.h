@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <optional>
 
 namespace sift {
 
@@ -29,11 +31,21 @@ inline torch::stable::Tensor allocate(std::initializer_list<int64_t> sizes, int3
   return torch::stable::Tensor(handle);
 }
 
-inline int32_t dtype_of(const torch::stable::Tensor& tensor) {
-  int32_t dtype = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
-  return dtype;
-}
+// Scratch memory for one call. That of a short one lies on the stack: what takes a tenth of a call
+// from the heap is then free. 128 KB hold a chunk of a group of 12 heads on one thread.
+class Scratch {
+ public:
+  explicit Scratch(int64_t num_bytes) {
+    if (num_bytes > static_cast<int64_t>(short_.size())) {
+      long_ = allocate({num_bytes}, aoti_torch_dtype_uint8());
+    }
+  }
+  void* data() { return long_ ? long_->mutable_data_ptr() : short_.data(); }
+
+ private:
+  alignas(64) std::array<std::byte, 128 * 1024> short_;  // left as it is
+  std::optional<torch::stable::Tensor> long_;
+};
 
 inline void parallel_for(int64_t count, const std::function<void(int64_t, int64_t)>& body) {
   torch::stable::parallel_for(0, count, /*grain_size=*/1, body);

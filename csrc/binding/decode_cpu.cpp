@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "binding/checker.h"
 #include "binding/checks.h"
 #include "binding/cpu_resources.h"
 
@@ -30,9 +31,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decode(
   params.kept_mass = static_cast<float*>(kept_mass.mutable_data_ptr());
   params.num_loaded = static_cast<int32_t*>(num_loaded.mutable_data_ptr());
   const auto num_threads = static_cast<int>(torch::stable::get_num_threads());
-  Tensor workspace =
-      allocate({decode_cpu_workspace_bytes(params, num_threads)}, aoti_torch_dtype_uint8());
-  decode_cpu(params, workspace.mutable_data_ptr(), num_threads, parallel_for);
+  Scratch workspace(decode_cpu_workspace_bytes(params, num_threads));
+  decode_cpu(params, workspace.data(), num_threads, parallel_for);
   return {out, lse, kept_mass, num_loaded};
 }
 

@@ -6,17 +6,19 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "binding/checker.h"
 #include "binding/checks.h"
 #include "binding/cpu_resources.h"
 
 namespace sift {
 namespace {
 
+// `numbers` are float32 or int32, contiguous.
 std::vector<double> to_doubles(const Tensor& numbers) {
   const auto convert = [&](const auto* begin) {
     return std::vector<double>(begin, begin + numbers.numel());
   };
-  if (numbers.scalar_type() == torch::headeronly::ScalarType::Int) {
+  if (dtype_of(numbers) == aoti_torch_dtype_int32()) {
     return convert(static_cast<const int32_t*>(numbers.const_data_ptr()));
   }
   return convert(static_cast<const float*>(numbers.const_data_ptr()));

@@ -19,9 +19,8 @@ Tensor score_quantile(const Tensor& q, const Tensor& k, const Tensor& lengths, d
       allocate({params.batch, params.num_q_heads, params.num_rows}, aoti_torch_dtype_float32());
   params.quantiles = static_cast<float*>(quantiles.mutable_data_ptr());
   const auto num_threads = static_cast<int>(torch::stable::get_num_threads());
-  Tensor workspace =
-      allocate({score_quantile_cpu_workspace_bytes(params, num_threads)}, aoti_torch_dtype_uint8());
-  score_quantile_cpu(params, workspace.mutable_data_ptr(), num_threads, parallel_for);
+  Scratch workspace(score_quantile_cpu_workspace_bytes(params, num_threads));
+  score_quantile_cpu(params, workspace.data(), num_threads, parallel_for);
   return quantiles;
 }
 

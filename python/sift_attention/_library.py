@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,27 @@ def _register(op: str, fake: Callable[..., Any]) -> None:
     def backward(ctx: Any, *gradients: Any) -> None:
         """Never reached, but register_autograd asks for it."""
 
-    torch.library.register_fake(f"sift_attention::{op}", fake)
+    names = [
+        argument.name
+        for argument in getattr(torch.ops.sift_attention, op).default._schema.arguments
+    ]
+
+    @functools.wraps(fake)
+    def fake_on_one_device(*args: Any, **kwargs: Any) -> Any:
+        """The kernels check this themselves, but without a kernel nobody would."""
+        (first, device), *others = (
+            (name, value.device)
+            for name, value in {**dict(zip(names, args, strict=False)), **kwargs}.items()
+            if isinstance(value, Tensor)
+        )
+        for name, other in others:
+            if other != device:
+                raise RuntimeError(
+                    f"{op}: {name} must be on the device of {first} = {device}, got {other}"
+                )
+        return fake(*args, **kwargs)
+
+    torch.library.register_fake(f"sift_attention::{op}", fake_on_one_device)
     torch.library.register_autograd(
         f"sift_attention::{op}", backward, setup_context=refuse_gradients
     )
