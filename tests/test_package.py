@@ -1,6 +1,7 @@
 """The build's own sentences, and the installed package as a C++ project sees it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,29 @@ import sift_attention
 
 ROOT = Path(__file__).resolve().parent.parent
 CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
+# What the operators take from Torch, by the version that first has it. No entry may be newer than
+# 2.11, the oldest Torch that the package runs on: loading would fail there.
+TORCH_FUNCTIONS = {
+    "2.9": """
+        aoti_torch_abi_version aoti_torch_delete_library_object aoti_torch_delete_tensor_object
+        aoti_torch_device_type_cpu aoti_torch_device_type_cuda aoti_torch_device_type_meta
+        aoti_torch_dtype_bfloat16 aoti_torch_dtype_bool aoti_torch_dtype_complex128
+        aoti_torch_dtype_complex64 aoti_torch_dtype_float16 aoti_torch_dtype_float32
+        aoti_torch_dtype_float64 aoti_torch_dtype_int16 aoti_torch_dtype_int32
+        aoti_torch_dtype_int64 aoti_torch_dtype_int8 aoti_torch_dtype_uint8
+        aoti_torch_empty_strided aoti_torch_get_device_index aoti_torch_get_device_type
+        aoti_torch_get_dim aoti_torch_get_dtype aoti_torch_get_numel aoti_torch_get_size
+        aoti_torch_get_sizes aoti_torch_get_strides aoti_torch_is_contiguous
+        aoti_torch_library_def aoti_torch_library_init_def aoti_torch_library_init_impl
+        aoti_torch_new_tensor_handle
+    """,
+    "2.10": """
+        torch_get_const_data_ptr torch_get_mutable_data_ptr torch_get_num_threads
+        torch_library_impl torch_parallel_for
+    """,
+}
 
 
 def configure(source: Path, build: Path, *options: str, **environment: str) -> tuple[bool, str]:
@@ -104,6 +128,16 @@ def test_setup_without_cmake():
     assert done.stderr.endswith(
         "sift-attention: CMake must be 3.25 or newer, got none (pip install cmake).\n"
     )
+
+
+def test_functions_of_torch_are_old_enough():
+    library = Path(sift_attention.__file__).parent / "lib" / "libsift_attention.so"
+    symbols = subprocess.run(
+        ["nm", "-D", "--undefined-only", library], check=True, capture_output=True, text=True
+    ).stdout
+    taken = set(re.findall(r"\b(?:aoti_)?torch_\w+", symbols))
+    assert taken
+    assert taken <= set(" ".join(TORCH_FUNCTIONS.values()).split())
 
 
 def test_cpp_consumer(tmp_path):
