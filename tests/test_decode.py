@@ -234,6 +234,22 @@ def test_nan_scores_come_out_as_nan(residual, poison, where):
     assert torch.equal(out[untouched], clean[untouched])
 
 
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.parametrize("law", ["exact", "uniform"])
+def test_nan_sinks_come_out_as_nan(law, poison, residual):
+    call = make_call(Case(law=law, residual=residual, sinks=True))
+    call.options["sinks"][5] = poison
+    out, stats = call.run()
+    expected, expected_stats = call.run(sift.reference.decode)
+    poisoned = torch.zeros(2, 8, dtype=torch.bool)
+    poisoned[:, 5] = True
+    assert torch.equal(out.isnan().all(-1), poisoned)
+    torch.testing.assert_close(out, expected, equal_nan=True)
+    torch.testing.assert_close(stats.lse, expected_stats.lse, equal_nan=True)
+    torch.testing.assert_close(stats.kept_mass, expected_stats.kept_mass, equal_nan=True)
+
+
 def test_nan_values_matter_only_when_loaded():
     call = make_call(Case(residual="renormalize", num_q_heads=2, sharpness=3.0))
     clean, _ = call.run()

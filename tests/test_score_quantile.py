@@ -96,6 +96,16 @@ def test_nan_scores_come_out_as_nan(poison):
     assert torch.equal(got.isnan(), expected)
 
 
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_nan_sinks_come_out_as_nan(poison):
+    arguments = make_score_quantile_args("contiguous", sinks=True)
+    arguments["sinks"][5] = poison
+    got = sift.score_quantile(**arguments)
+    expected = sift.reference.score_quantile(**arguments)
+    assert got[:, 5].isnan().all()
+    torch.testing.assert_close(got, expected, equal_nan=True)
+
+
 def make_long_args():
     """One tile of several thousand keys: threads share it by cutting it along the keys."""
     q, k = torch.randn(1, 4, 4, 32), torch.randn(1, 1, 5000, 32)

@@ -116,8 +116,8 @@ def decode(
 
     Returns:
         Tensor[B, HQ, D] in the dtype of q, contiguous; with `return_stats` a pair of it and a
-        DecodeStats. A row without attended keys is 0. A score that is NaN or +inf makes its
-        head NaN; NaN in a value row that is not loaded has no effect.
+        DecodeStats. A row without attended keys is 0. A score or sink that is NaN or +inf makes
+        its head NaN; NaN in a value row that is not loaded has no effect.
 
     Raises:
         ValueError: an argument has the wrong shape, stride or value, or the mean residual is asked
@@ -197,7 +197,7 @@ def score_quantile(
         block_table (Tensor[B, max_blocks], int32): as in `decode`.
 
     Returns:
-        Tensor[B, HQ, R], float32: NaN where a row sees no key, or a score is NaN or +inf.
+        Tensor[B, HQ, R], float32: NaN where a row sees no key, or a score or sink is NaN or +inf.
 
     Raises:
         ValueError: an argument has the wrong shape, stride or value.

@@ -65,8 +65,9 @@ def log_probabilities(
         sinks (Tensor[HQ]): logits that join the denominator only.
 
     Returns:
-        tuple: log p [B, HQ, R, N], lse [B, HQ, R] and sink mass [B, HQ, R], float64. A score that
-        is NaN or +inf makes its row NaN; keys that are not attended, and scores of -inf, have -inf.
+        tuple: log p [B, HQ, R, N], lse [B, HQ, R] and sink mass [B, HQ, R], float64. A score or
+        sink that is NaN or +inf makes its row NaN; keys that are not attended, and scores of -inf,
+        have -inf.
     """
     k = k.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = q.double() @ k.mT * (1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
@@ -76,7 +77,8 @@ def log_probabilities(
     scores = scores.masked_fill(~attended[:, None], -math.inf)
     sink = scores.new_full((*scores.shape[:-1], 1), -math.inf)
     if sinks is not None:
-        sink = sinks.double()[:, None, None].expand_as(sink)
+        sinks = sinks.double().masked_fill(sinks == math.inf, math.nan)
+        sink = sinks[:, None, None].expand_as(sink)
     lse = torch.cat([scores, sink], dim=-1).logsumexp(dim=-1)
     log_p = (scores - lse[..., None]).masked_fill(scores == -math.inf, -math.inf)
     return log_p, lse, (sink[..., 0] - lse).exp().nan_to_num(0.0)

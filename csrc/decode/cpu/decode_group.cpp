@@ -12,7 +12,7 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Rows that are asked for when a list is made; the others follow while it is summed.
-constexpr int64_t kListPrefetchRows = 32;
+constexpr int64_t kListPrefetchRows = 64;
 
 void prefetch_rows(const void* const* rows, int64_t num_rows, int64_t row_bytes) {
   for (int64_t i = 0; i < num_rows; ++i) {
@@ -85,7 +85,8 @@ void GroupDecoder::merge(int64_t group, const GroupState& state) const {
       head.largest_score = std::max(head.largest_score, state.max[c * group_size_ + g]);
     }
     const int64_t row = first_head(group) + g;
-    const double sink = p_.sinks == nullptr ? -kInfinity : p_.sinks[row % p_.num_q_heads];
+    double sink = p_.sinks == nullptr ? -kInfinity : p_.sinks[row % p_.num_q_heads];
+    if (sink == kInfinity) sink = std::numeric_limits<double>::quiet_NaN();  // as a score of +inf
     head.reference = std::max<double>(head.largest_score, sink);
     if (head.reference == -kInfinity) head.reference = 0;
 
@@ -208,7 +209,8 @@ void GroupDecoder::write_head(int64_t group, int64_t g, int64_t num_loaded,
   const Head& head = state.heads[g];
   const int64_t row = first_head(group) + g;
   const int64_t num_keys = sequence(group).num_keys;
-  double sums[kMaxHeadDim] = {};
+  double sums[kMaxHeadDim];
+  std::fill_n(sums, p_.head_dim, 0.0);
   double kept_mass = 0;
   const bool has_key = !(head.largest_p < 0);
   for (int64_t c = 0; has_key && c < num_chunks(group); ++c) {

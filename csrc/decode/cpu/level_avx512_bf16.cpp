@@ -14,9 +14,8 @@ struct Product<BFloat16> {
   template <bool kHalf, int kPart>
   static Operand row(const BFloat16* x) {
     if constexpr (kHalf) {
-      BFloat16 padded[kPairWidth] = {};
-      __builtin_memcpy(padded, x, sizeof(padded) / 2);
-      return from_memory(padded);
+      const __m512i padded = _mm512_zextsi256_si512(load_256(x));
+      return from_memory(&padded);
     } else {
       return from_memory(x);
     }

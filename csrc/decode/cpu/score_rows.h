@@ -97,7 +97,8 @@ inline __attribute__((always_inline)) void write_tile(const Vec (&sums)[kHeads][
     float tile[kWidth];
     store(tile, mul(reduce(some), broadcast(scale)));
     for (int i = 0; i < kHeadsAtOnce && h + i < kHeads; ++i) {
-      __builtin_memcpy(scores + (h + i) * kScoreStride, tile + i * kStored, sizeof(float) * kStored);
+      __builtin_memcpy(scores + (h + i) * kScoreStride, tile + i * kStored,
+                       sizeof(float) * kStored);
     }
   }
 }

@@ -31,7 +31,7 @@ inline Vec mul(Vec a, Vec b) { return a * b; }
 inline Vec div(Vec a, Vec b) { return a / b; }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }  // may round once or twice
 inline Vec fma_in_place(Vec a, Vec b, Vec c) { return fma(a, b, c); }
-inline Vec max(Vec a, Vec b) { return a > b ? a : b; }     // b where either is NaN
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b where either is NaN
 inline Vec select_less(Vec a, Vec b, Vec x, Vec y) { return a < b ? x : y; }
 
 // The low 9 bits as sign and exponent of a float without fraction.

@@ -7,8 +7,10 @@
 namespace sift {
 namespace {
 
-// Rows that are summed over for some dimensions before others, and how far ahead rows are asked for.
-constexpr int64_t kBlockRows = 32;
+// Rows that are summed over for some dimensions before others, and how far ahead rows are asked for:
+// measured best of 8 to 64, for sparse lists and dense ones (Zen 4). Asked for in this way, a list of
+// every row is as fast as a stream, so nothing else is done where most rows are kept.
+constexpr int64_t kBlockRows = 64;
 static_assert(kBlockRows <= kMaxPrefetchRows && 2 * kBlockRows <= kRowPadding);
 
 // Adds kVectors vectors of a block of rows to the sums of kHeads heads; the first is vector kFirst of
@@ -21,7 +23,8 @@ void accumulate_tile(const void* const* rows, int64_t num_rows, bool is_prefetch
   const int64_t first = d + kFirst * kWidth;
   Vec sum[kHeads][kVectors];
   for (int h = 0; h < kHeads; ++h) {
-    for (int i = 0; i < kVectors; ++i) sum[h][i] = load(sums + h * kScoreStride + first + i * kWidth);
+    for (int i = 0; i < kVectors; ++i)
+      sum[h][i] = load(sums + h * kScoreStride + first + i * kWidth);
   }
   for (int64_t r = 0; r < num_rows; ++r) {
     if (is_prefetching) {
@@ -39,7 +42,8 @@ void accumulate_tile(const void* const* rows, int64_t num_rows, bool is_prefetch
     }
   }
   for (int h = 0; h < kHeads; ++h) {
-    for (int i = 0; i < kVectors; ++i) store(sums + h * kScoreStride + first + i * kWidth, sum[h][i]);
+    for (int i = 0; i < kVectors; ++i)
+      store(sums + h * kScoreStride + first + i * kWidth, sum[h][i]);
   }
 }
 
@@ -52,7 +56,7 @@ void accumulate_heads(const void* const* rows, int64_t num_rows, bool is_prefetc
   for (int64_t v = 0; v < num_vectors;) {
     const int64_t rest = num_vectors - v;
     const int64_t d = v / 2 * kPairWidth;
-    if (rest < kVectors || rest == kVectors + 1) {  // never leaves a single one
+    if (rest < kVectors || rest == kVectors + 1) {                     // never leaves a single one
       const auto tile = v % 2 == 0 ? accumulate_tile<T, kHeads, 2, 0>  //
                                    : accumulate_tile<T, kHeads, 2, 1>;
       tile(rows, num_rows, is_prefetching, weights, sums, d);
