@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from . import huge_pages
+
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A dynamic cache layer whose buffers grow by half; the stock one copies all keys every step.
@@ -70,9 +72,7 @@ def _buffer(rows: Tensor | None, new_rows: Tensor, length: int) -> Tensor:
     batch, heads, added, dim = new_rows.shape
     capacity = -(-3 * (length + added) // 512) * 256
     with torch.inference_mode(False):
-        buffer = torch.empty(
-            batch, heads, capacity, dim, dtype=new_rows.dtype, device=new_rows.device
-        )
+        buffer = huge_pages.empty((batch, heads, capacity, dim), new_rows.dtype, new_rows.device)
     if rows is not None and length > 0:
         buffer[:, :, :length] = rows
     return buffer
