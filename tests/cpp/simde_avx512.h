@@ -36,6 +36,10 @@ inline simde__m512i cvtepu16_epi32(__m256i x) {
                                       _mm256_cvtepu16_epi32(_mm256_extracti128_si256(x, 1))});
 }
 
+inline simde__m512i zextsi256_si512(__m256i x) {
+  return bits_as<simde__m512i>(Halves{x, _mm256_setzero_si256()});
+}
+
 inline simde__m512 shuffle_f32x4(simde__m512 a, simde__m512 b, int selection) {
   struct Quarters {
     float quarter[4][4];
@@ -54,4 +58,5 @@ inline simde__m512 shuffle_f32x4(simde__m512 a, simde__m512 b, int selection) {
 
 #define _mm512_cvtph_ps(x) sift_emulated::cvtph_ps(x)
 #define _mm512_cvtepu16_epi32(x) sift_emulated::cvtepu16_epi32(x)
+#define _mm512_zextsi256_si512(x) sift_emulated::zextsi256_si512(x)
 #define _mm512_shuffle_f32x4(a, b, selection) sift_emulated::shuffle_f32x4(a, b, selection)
