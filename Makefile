@@ -86,6 +86,16 @@ bench-full: build  ## measure everything, into benchmarks/results and README's t
 	@$(BIN)/python benchmarks/bench_decode.py --full $(ARGS)
 	@$(BIN)/python benchmarks/readme_table.py
 
+.PHONY: bench-generate
+bench-generate: build  ## time generate() of a Llama-3.2-1B shape up to 32k keys, about 3 minutes
+	@$(BIN)/python benchmarks/bench_generate.py $(ARGS)
+
+.PHONY: profile
+profile: build  ## where the time of one decode call goes, into docs/cpu_kernel.md
+	@$(BIN)/cmake $(BUILD) -DSIFT_BUILD_BENCHMARKS=ON --log-level=ERROR >/dev/null
+	@$(BIN)/cmake --build $(BUILD) --target profile_decode >/dev/null
+	@$(BIN)/python benchmarks/profile_decode.py $(BUILD)/profile_decode
+
 .PHONY: clean
 clean:  ## remove what was built, but not .venv
 	@rm -rf build dist demo_output python/*.egg-info python/sift_attention/{lib,include,share}

@@ -2,6 +2,7 @@
 option(SIFT_WITH_TORCH "Build the operators and the Python module; OFF: torch-free kernels alone" ON)
 option(SIFT_DEBUG "Build without optimisation, with debug information and assertions" OFF)
 option(SIFT_BUILD_TESTS "Build the C++ tests (needs Catch2)" OFF)
+option(SIFT_BUILD_BENCHMARKS "Build profile_decode: where the time of one call goes" OFF)
 
 set(sift_with_cuda AUTO)
 if(DEFINED ENV{SIFT_WITH_CUDA})
