@@ -16,7 +16,7 @@ from cells import EXACT, READ, SIFTED, Cell, cells
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-RESULT = ROOT / "benchmarks" / "results" / "decode_cpu.json"
+RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
 NUM_KEYS = 32768
 BASELINE = "SDPA, bf16"
@@ -36,6 +36,24 @@ def tables(result: dict[str, Any]) -> str:
             f"The same with {_threads(most_threads)}; PyTorch's best is the fastest of the above "
             f"formulations on either cache. `benchmarks/README.md` says how all this is measured.",
         )
+    )
+
+
+def generation(result: dict[str, Any]) -> str:
+    """Markdown: tokens per second of generate(), by the number of keys in the cache."""
+    rows = {(row["mode"], row["keys"]): row for row in result["rows"]}
+    lengths = sorted({keys for _, keys in rows})
+    lines = [_line(["tokens per second", *(f"{keys:,} keys" for keys in lengths)])]
+    lines.append(_line(["---"] + ["---:"] * len(lengths)))
+    for mode in dict.fromkeys(mode for mode, _ in rows):
+        at = [rows[mode, keys] for keys in lengths]
+        lines.append(_line([mode, *(f"{row['tokens_per_s']:.2f}" for row in at)]))
+    weights = min(row["bytes"] for row in result["rows"]) / 1e9
+    loaded = min(row["loaded_fraction"] for row in result["rows"])
+    return "\n".join(lines) + (
+        f"\n\n`generate()` of a model of Llama-3.2-1B's shape in bfloat16, random weights, "
+        f"{_threads(result['threads'])} of the same machine; sift loads down to {loaded:.0%} of "
+        f"the V rows, exact all. Every token also reads {weights:.1f} GB of weights."
     )
 
 
@@ -113,7 +131,10 @@ def main() -> int:
     if not (begin and end):
         print(f"readme_table: README.md must contain {BEGIN} and {END}, got neither or one.")
         return 1
-    new = f"{before}{begin}\n{tables(json.loads(RESULT.read_text()))}\n{end}{after}"
+    decode, generate = (
+        json.loads((RESULTS / f"{name}_cpu.json").read_text()) for name in ("decode", "generate")
+    )
+    new = f"{before}{begin}\n{tables(decode)}\n\n{generation(generate)}\n{end}{after}"
     if arguments.check:
         if new != old:
             print("readme_table: README.md is outdated, run `python benchmarks/readme_table.py`.")
