@@ -127,8 +127,7 @@ void decode_split_groups(const GroupDecoder& decoder, const Plan& plan, Memory& 
     memory.remaining[group].store(decoder.num_chunks(group), std::memory_order_relaxed);
     return true;
   };
-  const auto load = [&](int64_t slot, int64_t which) {
-    Scratch& scratch = memory.scratches[slot];
+  const auto load = [&](Scratch& scratch, int64_t which) {
     const RowList& list = scratch.lists[which];
     decoder.load(list, states[list.group], scratch);
     if (is_last(list.group)) decoder.combine(list.group, states[list.group], scratch);
@@ -144,7 +143,6 @@ void decode_split_groups(const GroupDecoder& decoder, const Plan& plan, Memory& 
       decoder.merge(group, states[group]);
     }
   });
-  std::vector<int64_t> num_selected(plan.num_slots);  // [slot]
   run_tasks(
       parallel_for, plan.num_slots, num_tasks,
       [&](int64_t slot, int64_t i) {
@@ -152,15 +150,16 @@ void decode_split_groups(const GroupDecoder& decoder, const Plan& plan, Memory& 
         const int64_t chunk = i % plan.max_chunks;
         Scratch& scratch = memory.scratches[slot];
         if (chunk < decoder.num_chunks(group)) {
-          const int64_t which = num_selected[slot]++ % 2;
+          const int64_t which = scratch.num_selected++ % 2;
           decoder.select(group, chunk, states[group], scratch, scratch.lists[which]);
-          if (num_selected[slot] > 1) load(slot, 1 - which);
+          if (scratch.num_selected > 1) load(scratch, 1 - which);
         } else if (chunk == 0) {
           decoder.combine(group, states[group], scratch);
         }
       },
       [&](int64_t slot) {
-        if (num_selected[slot] > 0) load(slot, (num_selected[slot] - 1) % 2);
+        Scratch& scratch = memory.scratches[slot];
+        if (scratch.num_selected > 0) load(scratch, (scratch.num_selected - 1) % 2);
       });
 }
 

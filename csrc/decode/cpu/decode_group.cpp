@@ -11,9 +11,6 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// Rows that are asked for when a list is made; the others follow while it is summed.
-constexpr int64_t kListPrefetchRows = 64;
-
 void prefetch_rows(const void* const* rows, int64_t num_rows, int64_t row_bytes) {
   for (int64_t i = 0; i < num_rows; ++i) {
     for (int64_t line = 0; line < row_bytes; line += 64) {
@@ -140,7 +137,7 @@ void GroupDecoder::select(int64_t group, int64_t chunk, const GroupState& state,
   state.num_loaded[chunk] = static_cast<int32_t>(list.count);
   if (list.count == 0) return;
   find_rows(row_source(p_.v, group), chunk, selected, list.count, scratch.positions, list.rows);
-  prefetch_rows(list.rows, std::min(list.count, kListPrefetchRows), p_.head_dim * element_bytes_);
+  prefetch_rows(list.rows, std::min(list.count, kRowsAhead), p_.head_dim * element_bytes_);
 }
 
 // The sums over the selected rows of V, into the place of the chunk's exponentials.

@@ -47,14 +47,15 @@ struct RowList {
 
 // What a thread needs while it works on a chunk.
 struct Scratch {
-  int64_t queries_of = -1;  // the group whose queries are prepared
-  float* queries;           // [head][kQueryStride]
-  float* sums;              // [head][kScoreStride], the first D of each
-  float* thresholds;        // [head]
-  int32_t* positions;       // [kChunkKeys]
-  int32_t* selected;        // [kScoreStride]
-  const void** rows;        // [kChunkKeys + kRowPadding]: of K
-  RowList lists[2];         // one is loaded while the next is on its way from memory
+  int64_t queries_of = -1;   // the group whose queries are prepared
+  float* queries;            // [head][kQueryStride]
+  float* sums;               // [head][kScoreStride], the first D of each
+  float* thresholds;         // [head]
+  int32_t* positions;        // [kChunkKeys]
+  int32_t* selected;         // [kScoreStride]
+  const void** rows;         // [kChunkKeys + kRowPadding]: of K
+  RowList lists[2];          // one is loaded while the next is on its way from memory
+  int64_t num_selected = 0;  // lists, where they are taken in turns
 };
 
 class GroupDecoder {

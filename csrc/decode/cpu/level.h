@@ -13,9 +13,14 @@ namespace sift {
 // the number of threads. A chunk's scores (4 heads: 16 KB) stay in L1.
 inline constexpr int64_t kChunkKeys = 1024;
 inline constexpr int64_t kBlockKeys = 64;
-inline constexpr int64_t kMaxPrefetchRows = 64;
-inline constexpr int64_t kRowPadding = kMaxPrefetchRows + 64;
 inline constexpr int64_t kMaxHeadDim = 256;
+
+// Rows are asked for at most this many ahead. Rows of V are summed over in blocks of as many, first
+// for some dimensions, then for others: measured best of 8 to 64, for sparse lists and dense ones
+// (Zen 4). Asked for in this way, a list of every row is as fast as a stream, so nothing else is done
+// where most rows are kept.
+inline constexpr int64_t kRowsAhead = 64;
+inline constexpr int64_t kRowPadding = kRowsAhead + 16;  // and a tile of keys
 
 // Distance between heads, in floats: of scores, exponentials, weights or sums, and of queries.
 inline constexpr int64_t kScoreStride = kChunkKeys + 16;  // whole tiles and vectors may be written
@@ -35,7 +40,8 @@ struct RowKernels {
   void (*score)(const void* const* rows, int64_t num_rows, const float* queries, int64_t num_heads,
                 int64_t head_dim, float scale, float* scores);
 
-  // sums[h][d] = sum over i of weights[h][i] * rows[i][d]; the sums lie kScoreStride apart.
+  // sums[h][d] = sum over i of weights[h][i] * rows[i][d]; the sums lie kScoreStride apart. The first
+  // kRowsAhead rows should have been asked for; it asks for the others.
   void (*accumulate)(const void* const* rows, int64_t num_rows, const float* weights,
                      int64_t num_heads, int64_t head_dim, float* sums);
 };

@@ -5,6 +5,7 @@
 
 #include "decode/cpu/at_level.h"
 #include "decode/cpu/dispatch.h"
+#include "decode/cpu/element.h"
 #include "decode/cpu/rows.h"
 #include "decode/cpu/score_quantile_tile.h"
 #include "decode/cpu/tasks.h"
@@ -114,8 +115,9 @@ void score_quantile_cpu_at_level(const Level& level, const ScoreQuantileParams& 
               const int64_t b = i % plan.num_groups / p.num_kv_heads;
               const int64_t begin = i / plan.num_groups * plan.shape.num_rows;
               const int64_t end = std::min(begin + plan.shape.num_rows, p.num_rows);
-              const QuantileTile tile(p, level, plan.shape, keys, memory.sequences[b], b,
-                                      i % p.num_kv_heads, begin, end);
+              const RowSource k = {
+                  p.k, keys, memory.sequences[b], b, i % p.num_kv_heads, element_bytes(p.dtype)};
+              const QuantileTile tile(p, level, plan.shape, k, begin, end);
               const TileState& state = memory.states[plan.is_split() ? i : slot];
               tile.score(task % num_pieces, state, memory.scratches[slot]);
               if (plan.is_split() && state.remaining->fetch_sub(1, std::memory_order_acq_rel) > 1)

@@ -5,8 +5,6 @@
 #include <limits>
 #include <memory>
 
-#include "decode/cpu/element.h"
-
 namespace sift {
 namespace {
 
@@ -20,25 +18,19 @@ int64_t rank_from_top(double quantile, int64_t num_keys) {
 }
 
 QuantileTile::QuantileTile(const ScoreQuantileParams& params, const Level& level,
-                           const TileShape& shape, const AttendedKeys& keys,
-                           const Sequence& sequence, int64_t b, int64_t hk, int64_t begin,
-                           int64_t end)
+                           const TileShape& shape, const RowSource& k, int64_t begin, int64_t end)
     : p_(params),
       level_(level),
       kernels_(level.rows[static_cast<int>(params.dtype)]),
       shape_(shape),
-      keys_(keys),
-      sequence_(sequence),
-      element_bytes_(element_bytes(params.dtype)),
-      b_(b),
-      hk_(hk),
+      k_(k),
       begin_(begin),
       end_(end) {
   for (int64_t r = begin; r < end; ++r) max_length_ = std::max(max_length_, length(r));
 }
 
 int64_t QuantileTile::length(int64_t r) const {
-  return std::clamp<int64_t>(p_.lengths[b_ * p_.num_rows + r], 0, sequence_.num_keys);
+  return std::clamp<int64_t>(p_.lengths[k_.b * p_.num_rows + r], 0, k_.sequence.num_keys);
 }
 
 void QuantileTile::score(int64_t piece, const TileState& state, const TileScratch& scratch) const {
@@ -53,9 +45,9 @@ void QuantileTile::score(int64_t piece, const TileState& state, const TileScratc
 void QuantileTile::start(int64_t piece, const TileState& state, const TileScratch& scratch) const {
   for (int64_t r = begin_; r < end_; ++r) {
     for (int64_t g = 0; g < shape_.group_size; ++g) {
-      const int64_t offset = b_ * p_.q_stride_b + head(g) * p_.q_stride_h + r * p_.q_stride_r;
-      kernels_.prepare_query(static_cast<const char*>(p_.q) + offset * element_bytes_, p_.head_dim,
-                             scratch.queries + query(r, g) * kQueryStride);
+      const int64_t offset = k_.b * p_.q_stride_b + head(g) * p_.q_stride_h + r * p_.q_stride_r;
+      kernels_.prepare_query(static_cast<const char*>(p_.q) + offset * k_.element_bytes,
+                             p_.head_dim, scratch.queries + query(r, g) * kQueryStride);
       const int64_t i = query(r, g) * shape_.num_pieces + piece;
       std::construct_at(&state.largest[i], state.values + i * shape_.capacity, shape_.capacity,
                         rank_from_top(p_.quantile, length(r)));
@@ -72,8 +64,7 @@ void QuantileTile::score_chunk(int64_t chunk, int64_t piece, const TileState& st
   while (length(begin) <= first) ++begin;
   while (length(end - 1) <= first) --end;
   const int64_t count = std::min(kChunkKeys, max_length_ - first);
-  find_rows({p_.k, keys_, sequence_, b_, hk_, element_bytes_}, chunk, nullptr, count,
-            scratch.positions, scratch.rows);
+  find_rows(k_, chunk, nullptr, count, scratch.positions, scratch.rows);
   kernels_.score(scratch.rows, count, scratch.queries + query(begin, 0) * kQueryStride,
                  query(end, 0) - query(begin, 0), p_.head_dim, p_.scale, scratch.scores);
   for (int64_t r = begin; r < end; ++r) {
@@ -95,7 +86,7 @@ void QuantileTile::write_quantiles(const TileState& state) const {
   for (int64_t r = begin_; r < end_; ++r) {
     for (int64_t g = 0; g < shape_.group_size; ++g) {
       const float* sink = p_.sinks == nullptr ? nullptr : p_.sinks + head(g);
-      p_.quantiles[(b_ * p_.num_q_heads + head(g)) * p_.num_rows + r] =
+      p_.quantiles[(k_.b * p_.num_q_heads + head(g)) * p_.num_rows + r] =
           quantile(query(r, g), length(r), sink, state);
     }
   }

@@ -48,17 +48,16 @@ struct TileScratch {
 
 class QuantileTile {
  public:
-  // Rows [begin, end), at most shape.num_rows, of KV head hk of sequence b. `keys` has no seq_lens.
+  // Query rows [begin, end), at most shape.num_rows, against the rows of K.
   QuantileTile(const ScoreQuantileParams& params, const Level& level, const TileShape& shape,
-               const AttendedKeys& keys, const Sequence& sequence, int64_t b, int64_t hk,
-               int64_t begin, int64_t end);
+               const RowSource& k, int64_t begin, int64_t end);
 
   // Every piece, then the quantiles.
   void score(int64_t piece, const TileState& state, const TileScratch& scratch) const;
   void write_quantiles(const TileState& state) const;
 
  private:
-  int64_t head(int64_t g) const { return hk_ * shape_.group_size + g; }
+  int64_t head(int64_t g) const { return k_.hk * shape_.group_size + g; }
   int64_t query(int64_t r, int64_t g) const { return (r - begin_) * shape_.group_size + g; }
   int64_t length(int64_t r) const;
   void start(int64_t piece, const TileState& state, const TileScratch& scratch) const;
@@ -70,11 +69,7 @@ class QuantileTile {
   const Level& level_;
   const RowKernels& kernels_;
   const TileShape& shape_;
-  const AttendedKeys& keys_;
-  const Sequence& sequence_;
-  int64_t element_bytes_;
-  int64_t b_;
-  int64_t hk_;
+  const RowSource k_;
   int64_t begin_;
   int64_t end_;
   int64_t max_length_ = 0;

@@ -1,6 +1,9 @@
 // Scores of a list of rows of K against the queries of a group. Included after a simd_*.h.
 #pragma once
 
+#include <bit>
+
+#include "decode/cpu/head_tiles.h"
 #include "decode/cpu/level.h"
 #include "decode/cpu/pairs.h"
 
@@ -75,17 +78,11 @@ inline __attribute__((always_inline)) void score_step(const void* const* rows, c
   }
 }
 
-constexpr int round_up_to_power_of_two(int n) {
-  int power = 1;
-  while (power < n) power *= 2;
-  return power;
-}
-
 // Adds up the lanes of a tile's sums and writes scale times them, for every head some keys too many.
 template <int kHeads, int kKeys>
 inline __attribute__((always_inline)) void write_tile(const Vec (&sums)[kHeads][kKeys], float scale,
                                                       float* scores) {
-  constexpr int kStored = round_up_to_power_of_two(kKeys);
+  constexpr int kStored = std::bit_ceil(unsigned{kKeys});
   constexpr int kHeadsAtOnce = kWidth / kStored;
   static_assert(kStored <= kWidth);
   for (int h = 0; h < kHeads; h += kHeadsAtOnce) {
@@ -109,11 +106,12 @@ constexpr int64_t kScorePrefetchBytes = 5 * 1024;
 
 // prefetch_bytes of the rows that come later are asked for: a row's bytes, or 0.
 template <typename T, int kHeads>
-void score_heads(const void* const* rows, int64_t num_rows, int64_t prefetch_bytes,
-                 int64_t prefetch_rows, const float* queries, int64_t head_dim, float scale,
-                 float* scores) {
+__attribute__((noinline)) void score_heads(const void* const* rows, int64_t num_rows,
+                                           int64_t prefetch_bytes, int64_t prefetch_rows,
+                                           const float* queries, int64_t head_dim, float scale,
+                                           float* scores) {
   constexpr int kKeys = tile_keys(kHeads);
-  static_assert(kMaxPrefetchRows + kKeys <= kRowPadding);
+  static_assert(kRowsAhead + kKeys <= kRowPadding);
   for (int64_t i = 0; i < num_rows; i += kKeys) {
     for (int64_t line = 0; line < prefetch_bytes; line += 64) {
       for (int j = 0; j < kKeys; ++j) prefetch<64>(rows[i + prefetch_rows + j], line);
@@ -141,19 +139,14 @@ void score(const void* const* rows, int64_t num_rows, const float* queries, int6
            int64_t head_dim, float scale, float* scores) {
   const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(T));
   const int64_t ahead = kScorePrefetchBytes / row_bytes;
-  const int64_t prefetch_rows = ahead < kMaxPrefetchRows ? ahead : kMaxPrefetchRows;
+  const int64_t prefetch_rows = ahead < kRowsAhead ? ahead : kRowsAhead;
   for (int64_t i = 0; i < num_rows; i += kScoredKeys) {
     const int64_t count = num_rows - i < kScoredKeys ? num_rows - i : kScoredKeys;
-    for (int64_t h = 0; h < num_heads;) {
-      const int64_t rest = num_heads - h;
-      const auto score_some = rest >= 4   ? score_heads<T, 4>
-                              : rest == 3 ? score_heads<T, 3>
-                              : rest == 2 ? score_heads<T, 2>
-                                          : score_heads<T, 1>;
-      score_some(rows + i, count, h == 0 ? row_bytes : 0, prefetch_rows, queries + h * kQueryStride,
-                 head_dim, scale, scores + h * kScoreStride + i);
-      h += rest < 4 ? rest : 4;
-    }
+    for_each_head_tile(num_heads, [&]<int kHeads>(int64_t h) {
+      score_heads<T, kHeads>(rows + i, count, h == 0 ? row_bytes : 0, prefetch_rows,
+                             queries + h * kQueryStride, head_dim, scale,
+                             scores + h * kScoreStride + i);
+    });
   }
 }
 

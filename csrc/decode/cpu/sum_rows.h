@@ -1,17 +1,12 @@
 // Weighted sums of a list of rows of V. Included after a simd_*.h.
 #pragma once
 
+#include "decode/cpu/head_tiles.h"
 #include "decode/cpu/level.h"
 #include "decode/cpu/pairs.h"
 
 namespace sift {
 namespace {
-
-// Rows that are summed over for some dimensions before others, and how far ahead rows are asked for:
-// measured best of 8 to 64, for sparse lists and dense ones (Zen 4). Asked for in this way, a list of
-// every row is as fast as a stream, so nothing else is done where most rows are kept.
-constexpr int64_t kBlockRows = 64;
-static_assert(kBlockRows <= kMaxPrefetchRows && 2 * kBlockRows <= kRowPadding);
 
 // Adds kVectors vectors of a block of rows to the sums of kHeads heads; the first is vector kFirst of
 // the pair at dimension d. Meanwhile it asks for the same dimensions of the next block, so that the
@@ -28,7 +23,7 @@ void accumulate_tile(const void* const* rows, int64_t num_rows, bool is_prefetch
   }
   for (int64_t r = 0; r < num_rows; ++r) {
     if (is_prefetching) {
-      prefetch<kTileBytes>(rows[r + kBlockRows], first * static_cast<int64_t>(sizeof(T)));
+      prefetch<kTileBytes>(rows[r + kRowsAhead], first * static_cast<int64_t>(sizeof(T)));
     }
     const T* row = static_cast<const T*>(rows[r]) + d;
     Vec x[kVectors];
@@ -49,8 +44,9 @@ void accumulate_tile(const void* const* rows, int64_t num_rows, bool is_prefetch
 
 // A block of rows into the sums of kHeads heads, in the order of load_part.
 template <typename T, int kHeads>
-void accumulate_heads(const void* const* rows, int64_t num_rows, bool is_prefetching,
-                      const float* weights, int64_t head_dim, float* sums) {
+__attribute__((noinline)) void accumulate_heads(const void* const* rows, int64_t num_rows,
+                                                bool is_prefetching, const float* weights,
+                                                int64_t head_dim, float* sums) {
   constexpr int kVectors = kTileSums / kHeads < 8 ? kTileSums / kHeads : 8;
   const auto num_vectors = head_dim / kPairWidth * 2;
   for (int64_t v = 0; v < num_vectors;) {
@@ -82,18 +78,12 @@ void accumulate(const void* const* rows, int64_t num_rows, const float* weights,
   for (int64_t h = 0; h < num_heads; ++h) {
     for (int64_t d = 0; d < head_dim; d += kWidth) store(sums + h * kScoreStride + d, zero());
   }
-  for (int64_t i = 0; i < num_rows; i += kBlockRows) {
-    const int64_t count = num_rows - i < kBlockRows ? num_rows - i : kBlockRows;
-    for (int64_t h = 0; h < num_heads;) {
-      const int64_t rest = num_heads - h;
-      const auto accumulate_some = rest >= 4   ? accumulate_heads<T, 4>
-                                   : rest == 3 ? accumulate_heads<T, 3>
-                                   : rest == 2 ? accumulate_heads<T, 2>
-                                               : accumulate_heads<T, 1>;
-      accumulate_some(rows + i, count, h == 0, weights + h * kScoreStride + i, head_dim,
-                      sums + h * kScoreStride);
-      h += rest < 4 ? rest : 4;
-    }
+  for (int64_t i = 0; i < num_rows; i += kRowsAhead) {
+    const int64_t count = num_rows - i < kRowsAhead ? num_rows - i : kRowsAhead;
+    for_each_head_tile(num_heads, [&]<int kHeads>(int64_t h) {
+      accumulate_heads<T, kHeads>(rows + i, count, h == 0, weights + h * kScoreStride + i, head_dim,
+                                  sums + h * kScoreStride);
+    });
   }
   for (int64_t h = 0; h < num_heads; ++h) {
     for (int64_t d = 0; d + kPairWidth <= head_dim; d += kPairWidth) {
