@@ -12,7 +12,6 @@ Writes results/calibration_cpu.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from tqdm import tqdm
 import machine
 import sift_attention as sift
 from decoder import HEAD_DIM, NUM_KV_HEADS, NUM_Q_HEADS, build_model
+from reports import write_json
 from timing import measure
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -121,8 +121,7 @@ def main() -> None:
         "layer": "Llama-3.2-1B",
         "rows": rows,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(result, arguments.out)
     print("\nwrote", os.path.relpath(arguments.out))
 
 

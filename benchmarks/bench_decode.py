@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from figures import print_figures
 from formulations import Call, pytorch_calls, read_call, sift_call
 from peak_memory import peak_extra_bytes
 from plot_decode import plot
+from reports import write_json
 from suites import FULL, QUICK, Suite
 from timing import measure
 from workload import LAW, Case, Problem, make_problem
@@ -103,14 +103,6 @@ def traffic(case: Case, name: str, loaded: float) -> Row:
     row_bytes = case.shape.num_kv_heads * case.shape.head_dim * itemsize
     num_bytes = round(case.batch * case.num_keys * row_bytes * (1 + loaded))
     return {"loaded_fraction": round(loaded, 4), "bytes": num_bytes}
-
-
-def write_json(result: dict[str, Any], path: Path) -> None:
-    """One line per row, so that a changed measurement is a changed line."""
-    head = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1)
-    rows = ",\n".join(json.dumps(row) for row in result["rows"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{head.removesuffix("}").rstrip()},\n "rows": [\n{rows}\n]}}\n')
 
 
 def main() -> None:

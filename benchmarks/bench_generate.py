@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -39,6 +38,7 @@ from decoder import (
     register_grouped_matmul,
 )
 from plot_generate import plot
+from reports import write_json
 from sift_attention.hf.growing_layer import GrowingLayer
 from timing import measure, summary
 
@@ -251,8 +251,7 @@ def main() -> None:
         "key_scale": KEY_SCALE,
         "rows": rows,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(result, arguments.out)
     path = plot(result, arguments.out)
     print("\nwrote", os.path.relpath(arguments.out), os.path.relpath(path))
 

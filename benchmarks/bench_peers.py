@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import multiprocessing
 import os
 import statistics
@@ -25,6 +24,7 @@ from tqdm import tqdm
 import machine
 import sift_attention as sift
 from peers.sift_decode import EXACT, SIFTED
+from reports import write_json
 from timing import measure
 from workload import LAW, LLAMA_1B, LLAMA_8B, Case, Layer, Problem, Shape, make_problem
 
@@ -155,8 +155,7 @@ def main() -> None:
     print_tables(rows)
     print(*sorted(missing), sep="\n")
     result = {"benchmark": "peers_cpu", "machine": description, "engines": engines, "rows": rows}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(result, arguments.out)
     print("\nwrote", os.path.relpath(arguments.out))
 
 

@@ -10,7 +10,6 @@ be installed. Writes results/peers_generate_cpu.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -26,6 +25,7 @@ import machine
 from bench_generate import MODES, WARM_UP_TOKENS, Writer
 from decoder import build_model
 from peers.llama_cpp_decoder import CACHE_TYPES, CHUNK, SETTINGS, VERSION, Decoder, Weights
+from reports import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LENGTHS = (0, 4096, 32768)
@@ -157,8 +157,7 @@ def main() -> None:
         "logits_error": error,
         "rows": rows,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(result, arguments.out)
     print("\nwrote", os.path.relpath(arguments.out))
 
 

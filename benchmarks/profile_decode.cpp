@@ -274,7 +274,7 @@ int main(int argc, char** argv) {
   Problem problem(shape);
   std::printf(
       "{\"level\": \"%s\", \"keys\": %ld, \"dim\": %ld, \"group\": %ld, \"kv_heads\": %ld, "
-      "\"profiles\": [\n",
+      "\"rows\": [\n",
       level.name, shape.keys, shape.dim, shape.group, shape.kv_heads);
   for (const double fraction : {1.0, 0.75, 0.5, 0.25, 0.10, 0.04}) {
     profile(problem, level, problem.params, "memory", fraction, false);

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import machine
+from reports import update_page, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "profile_cpu.json"
 PAGE = ROOT / "docs" / "cpu_kernel.md"
-BEGIN, END = "<!-- profile: begin -->", "<!-- profile: end -->"
 COLUMNS = ("call", "score", "softmax", "select", "load", "rest", "read K", "read V")
 
 
@@ -27,7 +27,7 @@ def table(result: dict[str, Any]) -> str:
     """Markdown: milliseconds of every phase, with K and V in memory and in L1."""
     lines = ["| K and V in | V rows loaded | " + " | ".join(COLUMNS) + " |"]
     lines.append("| --- |" + " ---: |" * (1 + len(COLUMNS)))
-    for profile in sorted(result["profiles"], key=lambda p: p["kv"] != "memory"):
+    for profile in sorted(result["rows"], key=lambda p: p["kv"] != "memory"):
         cells = [profile["kv"], f"{profile['loaded_fraction']:.0%}"]
         cells += [f"{profile['ms'][name]:.2f}" for name in COLUMNS]
         lines.append("| " + " | ".join(cells) + " |")
@@ -53,19 +53,11 @@ def main() -> int:
             "machine": machine.describe(),
             **json.loads(run.stdout),
         }
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(result, RESULT)
         print(table(result))
 
-    old = PAGE.read_text()
-    before, _, rest = old.partition(BEGIN)
-    after = rest.partition(END)[2]
-    new = f"{before}{BEGIN}\n{table(json.loads(RESULT.read_text()))}\n{END}{after}"
-    if arguments.check:
-        if new != old:
-            print("profile_decode: docs/cpu_kernel.md is outdated, run `make profile`.")
-        return int(new != old)
-    PAGE.write_text(new)
-    return 0
+    text = table(json.loads(RESULT.read_text()))
+    return update_page(PAGE, "profile", text, "make profile", check=arguments.check)
 
 
 if __name__ == "__main__":

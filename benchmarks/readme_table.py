@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from cells import EXACT, READ, SIFTED, Cell, cells
+from reports import update_page
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
 NUM_KEYS = 32768
 BASELINE = "SDPA, bf16"
 
@@ -125,22 +125,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing, fail if outdated")
     arguments = parser.parse_args()
 
-    old = README.read_text()
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        print(f"readme_table: README.md must contain {BEGIN} and {END}, got neither or one.")
-        return 1
     decode, generate = (
         json.loads((RESULTS / f"{name}_cpu.json").read_text()) for name in ("decode", "generate")
     )
-    new = f"{before}{begin}\n{tables(decode)}\n\n{generation(generate)}\n{end}{after}"
-    if arguments.check:
-        if new != old:
-            print("readme_table: README.md is outdated, run `python benchmarks/readme_table.py`.")
-        return int(new != old)
-    README.write_text(new)
-    return 0
+    text = f"{tables(decode)}\n\n{generation(generate)}"
+    command = "python benchmarks/readme_table.py"
+    return update_page(README, "benchmark table", text, command, check=arguments.check)
 
 
 if __name__ == "__main__":
