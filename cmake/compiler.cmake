@@ -22,7 +22,8 @@ if(NOT SIFT_COMPILER_HAS_CXX20)
     "got ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}.")
 endif()
 
-add_compile_options(-Wall -Wextra -Wpedantic -Werror -ffp-contract=off)
+add_compile_options(
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Werror;-ffp-contract=off>")
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(SIFT_X86 ON)

@@ -10,7 +10,7 @@
 namespace sift {
 namespace {
 
-constexpr std::array<int64_t, 6> kHeadDims{32, 64, 80, 96, 128, 256};
+constexpr std::array<int64_t, 6> kHeadDims{32, 64, 80, 96, 128, 256};  // the first on the CPU only
 
 // Everything that attention needs of q and K, apart from where q lies.
 struct Attention {
@@ -25,13 +25,28 @@ struct Attention {
   DType dtype;
 };
 
+bool is_on_cuda(const Argument& q) { return q.device_type == aoti_torch_device_type_cuda(); }
+
 DType check_q_dtype(const Checker& checker, const Argument& q) {
-  if (q.dtype == aoti_torch_dtype_float32()) return DType::kFloat32;
   if (q.dtype == aoti_torch_dtype_bfloat16()) return DType::kBFloat16;
   if (q.dtype == aoti_torch_dtype_float16()) return DType::kFloat16;
-  checker.require(false, "q must have dtype float32, bfloat16 or float16, got ",
-                  dtype_name(q.dtype));
+  const bool on_cuda = is_on_cuda(q);
+  if (q.dtype == aoti_torch_dtype_float32() && !on_cuda) return DType::kFloat32;
+  checker.require(false, "q must have dtype ",
+                  on_cuda ? "bfloat16 or float16 on CUDA" : "float32, bfloat16 or float16",
+                  ", got ", dtype_name(q.dtype));
   return DType::kFloat32;
+}
+
+int64_t check_head_dim(const Checker& checker, const Argument& q) {
+  const int64_t head_dim = q.sizes.back();
+  const bool on_cuda = is_on_cuda(q);
+  const auto* first = kHeadDims.begin() + (on_cuda ? 1 : 0);
+  checker.require(std::find(first, kHeadDims.end(), head_dim) != kHeadDims.end(),
+                  "head_dim must be ",
+                  on_cuda ? "64, 80, 96, 128 or 256 on CUDA" : "32, 64, 80, 96, 128 or 256",
+                  ", got ", head_dim);
+  return head_dim;
 }
 
 KVLayout layout(const Argument& cache, bool paged) {
@@ -80,9 +95,7 @@ Attention check_attention(const Checker& checker, const Argument& q, DType dtype
   const bool paged = block_table.has_value();
   const int64_t batch = q.sizes[0];
   const int64_t num_q_heads = q.sizes[1];
-  const int64_t head_dim = q.sizes.back();
-  checker.require(std::ranges::find(kHeadDims, head_dim) != kHeadDims.end(),
-                  "head_dim must be 32, 64, 80, 96, 128 or 256, got ", head_dim);
+  const int64_t head_dim = check_head_dim(checker, q);
   checker.last_stride_is_one(q);
 
   checker.device_and_dtype(k, q.dtype);

@@ -6,9 +6,9 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "binding/allocate.h"
 #include "binding/checker.h"
 #include "binding/checks.h"
-#include "binding/cpu_resources.h"
 
 namespace sift {
 namespace {
@@ -30,9 +30,10 @@ std::tuple<Tensor, Tensor, Tensor> fit_power_law_cpu(const Tensor& lengths, cons
   const int64_t batch = quantiles.size(0);
   const int64_t num_q_heads = quantiles.size(1);
   const auto num_rows = static_cast<size_t>(quantiles.size(2));
-  Tensor log_alphas = allocate({batch, num_q_heads}, aoti_torch_dtype_float32());
-  Tensor betas = allocate({batch, num_q_heads}, aoti_torch_dtype_float32());
-  Tensor oks = allocate({batch, num_q_heads}, aoti_torch_dtype_bool());
+  const Device device = device_of(lengths);
+  Tensor log_alphas = allocate({batch, num_q_heads}, aoti_torch_dtype_float32(), device);
+  Tensor betas = allocate({batch, num_q_heads}, aoti_torch_dtype_float32(), device);
+  Tensor oks = allocate({batch, num_q_heads}, aoti_torch_dtype_bool(), device);
 
   const std::vector<double> all_lengths = to_doubles(lengths);
   const std::vector<double> all_quantiles = to_doubles(quantiles);
