@@ -8,6 +8,7 @@
 #include <sift_attention/residual.h>
 
 #include <cstdint>
+#include <optional>
 #include <type_traits>
 
 namespace sift {
@@ -84,7 +85,22 @@ struct ScoreQuantileParams {
   DType dtype = DType::kFloat32;
 };
 
+struct FitPowerLawParams {
+  // Of the two one, the other is nullptr: [B, R], contiguous, shared by the heads; 0: no sample
+  const int32_t* int_lengths = nullptr;
+  const float* float_lengths = nullptr;
+  const float* quantiles = nullptr;  // [B, HQ, R]   contiguous; not read where the length is 0
+  float* log_alpha = nullptr;        // [B, HQ]      contiguous; natural log; -inf unless ok
+  float* beta = nullptr;             // [B, HQ]      contiguous; 0 unless ok
+  bool* ok = nullptr;                // [B, HQ]      contiguous; whether the samples carry a fit
+  int64_t batch = 0;
+  int64_t num_q_heads = 0;
+  int64_t num_rows = 0;                             // R
+  std::optional<double> fixed_beta = std::nullopt;  // finite, at least 0; none: fitted
+};
+
 static_assert(std::is_trivially_copyable_v<DecodeParams>);
 static_assert(std::is_trivially_copyable_v<ScoreQuantileParams>);
+static_assert(std::is_trivially_copyable_v<FitPowerLawParams>);
 
 }  // namespace sift

@@ -1,4 +1,5 @@
-// The power law and its fit: least squares in log-log, and every reason to refuse one.
+// The power law, its estimator and the words for every outcome of a fit.
+#include <sift_attention/fit_samples.h>
 #include <sift_attention/power_law.h>
 
 #include <algorithm>
@@ -7,18 +8,10 @@
 #include <stdexcept>
 #include <string>
 
-#include "estimator/least_squares.h"
-
 namespace sift {
 namespace {
 
-// Probabilities computed in float32 exceed 1 by rounding.
-constexpr double kMaxQuantile = 1.0 + 1e-5;
-constexpr double kMinQuantile = std::numeric_limits<float>::min();
-
 // Written so that NaN fails.
-bool valid_length(double length) { return length >= 1.0 && std::isfinite(length); }
-bool valid_quantile(double quantile) { return quantile >= 0.0 && quantile <= kMaxQuantile; }
 bool valid_factor(double factor) { return factor >= 0.0 && std::isfinite(factor); }
 
 std::string to_text(double value) {
@@ -39,16 +32,6 @@ void check(const FitOptions& options, const std::string& caller) {
   check(options.min_samples >= 1, caller + ": min_samples must be at least 1", options.min_samples);
   check(options.min_length_ratio > 1.0 && std::isfinite(options.min_length_ratio),
         caller + ": min_length_ratio must be a finite number above 1", options.min_length_ratio);
-}
-
-FitStatus judge(const Fit& fit) {
-  const FitOptions& options = fit.options;
-  if (fit.num_samples < options.min_samples) return FitStatus::kTooFewSamples;
-  if (options.beta) return FitStatus::kOk;
-  if (!(fit.max_length >= options.min_length_ratio * fit.min_length)) {
-    return FitStatus::kRangeTooSmall;
-  }
-  return fit.slope < 0.0 ? FitStatus::kRising : FitStatus::kOk;
 }
 
 }  // namespace
@@ -110,26 +93,8 @@ Fit fit_power_law(std::span<const double> lengths, std::span<const double> quant
                                 std::to_string(lengths.size()) + ", got " +
                                 std::to_string(quantiles.size()));
   }
-  Fit fit{.options = options};
-  LeastSquares line;
-  for (std::size_t i = 0; i < lengths.size(); ++i) {
-    if (lengths[i] == 0.0) continue;
-    if (!valid_length(lengths[i]) || !valid_quantile(quantiles[i])) {
-      fit.status = FitStatus::kInvalidSample;
-      return fit;
-    }
-    line.add(std::log(lengths[i]), std::log(std::max(quantiles[i], kMinQuantile)));
-    fit.min_length = fit.num_samples == 0 ? lengths[i] : std::min(fit.min_length, lengths[i]);
-    fit.max_length = std::max(fit.max_length, lengths[i]);
-    ++fit.num_samples;
-  }
-  const double line_slope = options.beta ? -*options.beta : line.slope();
-  fit.slope = 0.0 - line_slope;  // never -0
-  fit.status = judge(fit);
-  if (fit.status != FitStatus::kOk) return fit;
-  fit.law = {.log_alpha = line.intercept(line_slope), .beta = fit.slope};
-  fit.r_squared = line.r_squared(line_slope);
-  return fit;
+  return fit_samples(lengths.data(), quantiles.data(), static_cast<int64_t>(lengths.size()),
+                     options);
 }
 
 PowerLawEstimator::PowerLawEstimator(const FitOptions& options) : options_(options) {
@@ -137,9 +102,10 @@ PowerLawEstimator::PowerLawEstimator(const FitOptions& options) : options_(optio
 }
 
 void PowerLawEstimator::add(double length, double quantile) {
-  check(valid_length(length), "PowerLawEstimator.add: length must be a finite number of at least 1",
-        length);
-  check(valid_quantile(quantile), "PowerLawEstimator.add: quantile must be in [0, 1]", quantile);
+  check(is_sample_length(length),
+        "PowerLawEstimator.add: length must be a finite number of at least 1", length);
+  check(is_sample_quantile(quantile), "PowerLawEstimator.add: quantile must be in [0, 1]",
+        quantile);
   lengths_.push_back(length);
   quantiles_.push_back(quantile);
 }
