@@ -70,8 +70,9 @@ if(NOT EXISTS ${SIFT_TORCH_CUDA})
   set(SIFT_TORCH_CUDA $<TARGET_FILE:torch_cuda_stub>)
 endif()
 
-# NOTE: warnings of ptxas about spilled registers are errors too.
-set(SIFT_CUDA_OPTIONS -std=c++20 -Werror=all-warnings -Xptxas=--warn-on-spills
+# NOTE: warnings of ptxas about spilled registers are errors too. Code that CPU and CUDA share is
+# constexpr, which the second option makes callable on the device.
+set(SIFT_CUDA_OPTIONS -std=c++20 --expt-relaxed-constexpr -Werror=all-warnings -Xptxas=--warn-on-spills
   -Xcompiler=-Wall,-Wextra,-Werror,-ffp-contract=off ${cuda_code})
 
 function(sift_use_cuda target)

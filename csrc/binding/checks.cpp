@@ -238,22 +238,4 @@ ScoreQuantileParams check_score_quantile(const Tensor& q_, const Tensor& k_, con
           .dtype = attention.dtype};
 }
 
-void check_fit_power_law(const Tensor& lengths_, const Tensor& quantiles_,
-                         const std::optional<double>& beta) {
-  const Argument lengths("lengths", lengths_);
-  const Argument quantiles("quantiles", quantiles_);
-  const Checker checker("fit_power_law", lengths);
-  if (lengths.dtype != aoti_torch_dtype_int32() && lengths.dtype != aoti_torch_dtype_float32()) {
-    checker.require(false, "lengths must have dtype int32 or float32, got ",
-                    dtype_name(lengths.dtype));
-  }
-  checker.rank(lengths, 2, "[B, R]");
-  checker.contiguous(lengths);
-  checker.device_and_dtype(quantiles, aoti_torch_dtype_float32());
-  checker.rank(quantiles, 3, "[B, HQ, R]");
-  checker.shape(quantiles, {lengths.sizes[0], quantiles.sizes[1], lengths.sizes[1]}, "[B, HQ, R]");
-  checker.contiguous(quantiles);
-  if (beta) checker.at_least_zero("beta", *beta);
-}
-
 }  // namespace sift

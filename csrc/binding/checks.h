@@ -1,5 +1,5 @@
-// The checks that every backend runs before it allocates anything. What passes them is safe to hand
-// to a kernel, and comes back as the kernel's parameters without outputs.
+// The checks of attention that every backend runs before it allocates anything. What passes them is
+// safe to hand to a kernel, and comes back as the kernel's parameters without outputs.
 //
 // Failures throw std::runtime_error with one sentence: "decode: k must ..., got ...".
 // Lengths, block ids and the numbers inside tensors live on the device and are not looked at.
@@ -28,8 +28,5 @@ ScoreQuantileParams check_score_quantile(const Tensor& q, const Tensor& k, const
                                          const std::optional<Tensor>& key_mask, double softcap,
                                          const std::optional<Tensor>& sinks,
                                          const std::optional<Tensor>& block_table);
-
-void check_fit_power_law(const Tensor& lengths, const Tensor& quantiles,
-                         const std::optional<double>& beta);
 
 }  // namespace sift
