@@ -1,0 +1,7 @@
+#include "decode/cuda/launch_decode.h"
+
+namespace sift {
+
+template void launch_decode<80>(DecodeArguments arguments, dev::Stream stream);
+
+}  // namespace sift

@@ -1,0 +1,186 @@
+// First phase: the scores of one split of keys for the heads of one unit, and their softmax so far.
+//
+// Scores go to the workspace for the second phase. A unit that keeps every key needs none: it takes
+// V along, a tile after each tile of K, and leaves its part of the result.
+#pragma once
+
+#include <cstdint>
+
+#include "decode/cuda/decode_arguments.h"
+#include "decode/cuda/tile_products.h"
+#include "decode/cuda/unit.h"
+#include "device.h"
+
+namespace sift {
+
+// The running softmax of a warp, of the two heads per block that a thread holds. The maxima are
+// those of the warp, the sums those of the thread until reduce().
+template <int kHeadBlocks>
+struct RunningSoftmax {
+  float max[kHeadBlocks][2];
+  float sum[kHeadBlocks][2];
+
+  SIFT_DEVICE RunningSoftmax() {
+    for (int i = 0; i < kHeadBlocks * 2; ++i) {
+      max[i / 2][i % 2] = -dev::infinity();
+      sum[i / 2][i % 2] = 0;
+    }
+  }
+
+  // Takes in a block of scores in log2 units, and makes them exp2(score - max). Returns, by column,
+  // what earlier results must be multiplied with.
+  SIFT_DEVICE void add(int block, Block& scores, float (&factor)[2]) {
+    for (int column = 0; column < 2; ++column) {
+      float& first = scores.x[column];
+      float& second = scores.x[column + 2];
+      float new_max = larger(max[block][column], larger(first, second));
+      for (int lanes = 4; lanes < 32; lanes *= 2) {
+        new_max = larger(new_max, dev::shuffle_xor(new_max, lanes));
+      }
+      const float base = new_max == -dev::infinity() ? 0.0f : new_max;
+      factor[column] = dev::exp2(max[block][column] - base);
+      first = dev::exp2(first - base);
+      second = dev::exp2(second - base);
+      sum[block][column] = sum[block][column] * factor[column] + (first + second);
+      max[block][column] = new_max;
+    }
+  }
+
+  SIFT_DEVICE void reduce() {
+    for (int i = 0; i < kHeadBlocks * 2; ++i) {
+      float& x = sum[i / 2][i % 2];
+      for (int lanes = 4; lanes < 32; lanes *= 2) x += dev::shuffle_xor(x, lanes);
+    }
+  }
+};
+
+template <class T, int kHeadDim, int kHeadBlocks>
+SIFT_DEVICE void load_queries(const DecodeParams& params, int64_t b, const Unit& unit, char* rows) {
+  for (int i = dev::thread(); i < 8 * kHeadBlocks * kHeadDim; i += kThreads) {
+    const int head = i / kHeadDim;
+    const int d = i % kHeadDim;
+    T& target = reinterpret_cast<T*>(rows + head * Tile<kHeadDim>::kRowBytes)[d];
+    target = head < unit.num_heads
+                 ? static_cast<const T*>(params.q)[b * params.q_stride_b +
+                                                   (unit.first_head + head) * params.q_stride_h + d]
+                 : dev::from_float<T>(0.0f);
+  }
+}
+
+// To log2 units.
+SIFT_DEVICE float scaled_score(const DecodePlan& plan, float product) {
+  const float score = product * plan.score_scale;
+  return plan.softcap_log2 == 0 ? score : plan.softcap_log2 * dev::tanh(score);
+}
+
+// `slot_item`: of this item, in the workspace. `scores`: of the group, not used when kKeepsAll.
+template <bool kKeepsAll, class T, int kHeadDim, int kHeadBlocks>
+SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item, const Unit& unit,
+                             int64_t slot_item, float* scores,
+                             const SharedMemory<kHeadDim, kHeadBlocks>& shared) {
+  const auto& [params, plan] = arguments;
+  auto& fixed = shared.fixed;
+  load_queries<T, kHeadDim, kHeadBlocks>(params, item.b, unit, fixed.q);
+  dev::sync_block();
+
+  const int warp = dev::warp();
+  const SequenceKeys keys{params.keys, item.b, item.end};
+  const int num_tiles = (item.end - item.begin + kTileRows - 1) / kTileRows;
+  const int my_tiles = (num_tiles - warp + kWarps - 1) / kWarps;
+  const auto first_key = [&](int tile) { return item.begin + (tile * kWarps + warp) * kTileRows; };
+
+  RunningSoftmax<kHeadBlocks> softmax;
+  OutBlocks<kHeadDim, kHeadBlocks> out;
+  Weights weights[kHeadBlocks];
+  int num_attended = 0;
+
+  const auto use_k = [&](int tile_idx, const char* tile, RowMask mask) {
+    Block blocks[kHeadBlocks];
+    score_tile<T, kHeadDim>(tile, fixed.q, blocks);
+    num_attended += dev::population_count(mask);
+    SIFT_UNROLL
+    for (int block = 0; block < kHeadBlocks; ++block) {
+      SIFT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        float& score = blocks[block].x[i];
+        const int row = Block::row(i);
+        score = mask >> row & 1 ? scaled_score(plan, score) : -dev::infinity();
+        const int head = block * 8 + Block::column(i);
+        const int key = first_key(tile_idx) + row;
+        if (!kKeepsAll && head < unit.num_heads && key < item.end) {
+          scores[static_cast<int64_t>(key) * plan.group_size + unit.first_in_group + head] = score;
+        }
+      }
+      float factor[2];
+      softmax.add(block, blocks[block], factor);
+      if constexpr (kKeepsAll) {
+        weights[block] = weights_of<T>(blocks[block]);
+        if (dev::ballot(factor[0] != 1.0f || factor[1] != 1.0f) != 0) {
+          SIFT_UNROLL
+          for (int d = 0; d < kHeadDim / 16; ++d) {
+            SIFT_UNROLL
+            for (int i = 0; i < 4; ++i) out.block[d][block].x[i] *= factor[i % 2];
+          }
+        }
+      }
+    }
+  };
+
+  TileRing<T, kHeadDim, kRingStages<kHeadDim>> ring(shared.ring_of_warp(), plan.is_aligned);
+  if constexpr (kKeepsAll) {
+    ring.stream(
+        2 * my_tiles,
+        [&](int i, int row) {
+          return keys.row<T>(i % 2 == 0 ? params.k : params.v, unit.hk, first_key(i / 2) + row);
+        },
+        [&](int i, const char* tile, RowMask mask) {
+          if (i % 2 == 0) {
+            use_k(i / 2, tile, mask);
+          } else {
+            accumulate_tile<T>(tile, weights, out);
+          }
+        });
+  } else {
+    ring.stream(
+        my_tiles,
+        [&](int i, int row) { return keys.row<T>(params.k, unit.hk, first_key(i) + row); }, use_k);
+  }
+
+  softmax.reduce();
+  if (dev::lane() < 4) {
+    for (int i = 0; i < kHeadBlocks * 2; ++i) {
+      fixed.softmax[warp][i / 2 * 8 + dev::lane() * 2 + i % 2] = {softmax.max[i / 2][i % 2],
+                                                                  softmax.sum[i / 2][i % 2]};
+    }
+  }
+  if (dev::lane() == 0) fixed.count[warp] = num_attended;
+  dev::sync_block();
+
+  const auto max_of = [&](int head) {
+    float max = fixed.softmax[0][head].max;
+    for (int i = 1; i < kWarps; ++i) max = larger(max, fixed.softmax[i][head].max);
+    return max;
+  };
+  const auto factor = [&](int of_warp, int head) {
+    const float max = max_of(head);
+    return dev::exp2(fixed.softmax[of_warp][head].max - (max == -dev::infinity() ? 0.0f : max));
+  };
+  if (dev::thread() < unit.num_heads) {
+    const int head = dev::thread();
+    float sum = 0;
+    for (int i = 0; i < kWarps; ++i) sum += fixed.softmax[i][head].sum * factor(i, head);
+    plan.workspace.softmax[slot_item * plan.unit_heads + head] = {max_of(head), sum};
+  }
+  if (dev::thread() == 0) {
+    int sum = 0;
+    for (int i = 0; i < kWarps; ++i) sum += fixed.count[i];
+    plan.workspace.num_attended[slot_item] = sum;
+  }
+  if constexpr (kKeepsAll) {
+    store_partial(shared, out, unit.num_heads,
+                  plan.workspace.partial + slot_item * plan.unit_heads * kHeadDim, factor);
+  }
+  dev::sync_block();
+}
+
+}  // namespace sift

@@ -1,0 +1,85 @@
+// Tiles of 16 rows of K or V, on their way from global to shared memory and into tensor cores.
+//
+// Each warp has a ring of stages of its own and waits for nobody else. A row of a tile is any row of
+// memory: consecutive keys, pages of a cache, or the rows of a list, which is how V is gathered.
+#pragma once
+
+#include <cstdint>
+
+#include "device.h"
+
+namespace sift {
+
+constexpr int kTileRows = 16;
+
+template <int kHeadDim>
+struct Tile {
+  // 16 bytes of padding: the 8 rows that a matrix load reads at once lie in different banks.
+  static constexpr int kRowBytes = kHeadDim * 2 + 16;
+  static constexpr int kBytes = kTileRows * kRowBytes;
+};
+
+// Which rows of a tile are there, for its `use`; bit r is row r.
+using RowMask = uint32_t;
+
+template <class T, int kHeadDim, int kStages>
+class TileRing {
+ public:
+  static constexpr int kBytes = kStages * Tile<kHeadDim>::kBytes;
+  static_assert(kStages >= 2 && kStages <= 4, "history_ holds the masks of 4 tiles");
+
+  // `memory`: this warp's kBytes. is_aligned: all rows begin at multiples of 16 bytes.
+  SIFT_DEVICE TileRing(char* memory, bool is_aligned) : memory_(memory), is_aligned_(is_aligned) {}
+
+  // For each tile i in [0, num_tiles), in order: use(i, tile in shared memory, mask of its rows).
+  // row_of(i, r): where row r < 16 of tile i begins, nullptr: nowhere, zeros take its place.
+  template <class RowOf, class Use>
+  SIFT_DEVICE void stream(int num_tiles, RowOf row_of, Use use) {
+    for (int i = 0; i < kStages - 1; ++i) fetch(i, num_tiles, row_of);
+    for (int i = 0; i < num_tiles; ++i) {
+      fetch(i + kStages - 1, num_tiles, row_of);
+      dev::wait_copies<kStages - 1>();
+      dev::sync_warp();
+      const auto mask = static_cast<RowMask>(history_ >> (16 * (kStages - 1))) & 0xffffu;
+      use(i, memory_ + i % kStages * Tile<kHeadDim>::kBytes, mask);
+      dev::sync_warp();
+    }
+  }
+
+ private:
+  template <class RowOf>
+  SIFT_DEVICE void fetch(int i, int num_tiles, RowOf row_of) {
+    const int lane = dev::lane();
+    const T* row = i < num_tiles && lane < kTileRows ? row_of(i, lane) : nullptr;
+    history_ = history_ << 16 | dev::ballot(row != nullptr);
+    if (i < num_tiles) copy(row, memory_ + i % kStages * Tile<kHeadDim>::kBytes);
+    dev::commit_copies();  // an empty one keeps the count right
+  }
+
+  // Lane r < 16 brings the address of row r. Neighbouring lanes copy neighbouring bytes.
+  SIFT_DEVICE void copy(const T* row_of_lane, char* tile) {
+    constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, per row
+    const auto address = reinterpret_cast<uint64_t>(row_of_lane);
+    SIFT_UNROLL
+    for (int i = 0; i < kTileRows * kPieces / 32; ++i) {
+      const int index = i * 32 + dev::lane();
+      const int row = index / kPieces;
+      const int piece = index % kPieces;
+      const auto* source = reinterpret_cast<const T*>(dev::shuffle(address, row));
+      char* target = tile + row * Tile<kHeadDim>::kRowBytes + piece * 16;
+      if (source == nullptr) {
+        dev::copy_async_16(target, nullptr, false);
+      } else if (is_aligned_) {
+        dev::copy_async_16(target, source + piece * 8, true);
+      } else {
+        for (int d = 0; d < 8; ++d) reinterpret_cast<T*>(target)[d] = source[piece * 8 + d];
+      }
+    }
+  }
+
+  char* memory_;
+  bool is_aligned_;
+  uint64_t history_ = 0;  // the masks of the tiles in flight, 16 bits each, the newest lowest
+};
+
+}  // namespace sift
