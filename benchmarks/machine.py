@@ -5,16 +5,18 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def describe() -> dict[str, object]:
-    """The machine and the software, as they go into a result's JSON."""
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """The machine and the software, as they go into a result's JSON; with "cuda" the GPU too."""
     flags = _cpuinfo("flags").split()
     return {
         "cpu": " ".join(_cpuinfo("model name").split()) or platform.processor(),
@@ -29,7 +31,33 @@ def describe() -> dict[str, object]:
         "torch": torch.__version__,
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        **(_gpu() if device == "cuda" else {}),
     }
+
+
+def _gpu() -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+        "l2_mib": l2_bytes() >> 20,
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nvcc": _output(nvcc(), "--version").rpartition("release ")[2].partition(",")[0],
+    }
+
+
+def l2_bytes() -> int:
+    """Of the first GPU."""
+    return int(torch.cuda.get_device_properties(0).L2_cache_size)
+
+
+def nvcc() -> str:
+    """The compiler that CMake finds as well: $CUDACXX, else on the PATH, else the usual place."""
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
 
 
 def last_level_cache_bytes() -> int:
@@ -51,10 +79,20 @@ def _cpuinfo(key: str) -> str:
 
 
 def _commit() -> str:
-    """The checkout's commit, with "+" where tracked files differ from it."""
+    """The checkout's commit, with "+" where tracked files differ from it.
 
-    def git(*arguments: str) -> str:
-        result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-        return result.stdout.strip()
+    SIFT_COMMIT names it where the sources came without their history.
+    """
+    if named := os.environ.get("SIFT_COMMIT"):
+        return named
+    git = ("git", "-C", str(ROOT))
+    commit = _output(*git, "rev-parse", "--short=12", "HEAD")
+    return commit + ("+" if _output(*git, "status", "-suno") else "")
 
-    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "-suno") else "")
+
+def _output(*command: str) -> str:
+    """What a program prints; nothing where it is missing or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
