@@ -34,3 +34,27 @@ if(SIFT_X86 AND SIFT_SIMDE_DIR)
 else()
   message(STATUS "The AVX-512 levels are not tested by emulation: SIMDe was not found")
 endif()
+
+# The CUDA kernels on the host: every thread a fiber (tests/simt/). Each .cu is included by a .cpp of
+# its own, so that the same source may be CUDA to another target.
+set(kernels)
+set(kernels_as_cpp)
+foreach(kernel IN LISTS kernels)
+  get_filename_component(name ${kernel} NAME_WE)
+  set(as_cpp ${CMAKE_CURRENT_BINARY_DIR}/simt/${name}.cpp)
+  file(CONFIGURE OUTPUT ${as_cpp} CONTENT "#include \"${CMAKE_CURRENT_SOURCE_DIR}/${kernel}\"\n")
+  list(APPEND kernels_as_cpp ${as_cpp})
+endforeach()
+add_executable(test_simt
+  ${kernels_as_cpp}
+  tests/cpp/test_simt.cpp
+  tests/simt/context.cpp
+  tests/simt/copies.cpp
+  tests/simt/fragments.cpp
+  tests/simt/meeting.cpp
+  tests/simt/memory.cpp
+  tests/simt/scheduler.cpp
+  tests/simt/simt.cpp)
+target_include_directories(test_simt PRIVATE tests/simt)
+target_link_libraries(test_simt PRIVATE sift_core Catch2::Catch2WithMain)
+catch_discover_tests(test_simt)

@@ -1,0 +1,102 @@
+// Chooses which fiber of a launch runs next, and lets them meet.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "context.h"
+#include "copies.h"
+#include "meeting.h"
+#include "memory.h"
+#include "random.h"
+#include "simt.h"
+
+namespace sift::simt {
+
+struct Warp;
+struct Block;
+
+struct Fiber : Thread {
+  Context context;
+  Copies copies;
+  Warp* warp = nullptr;
+  int lane = 0;
+};
+
+struct Warp {
+  Block* block = nullptr;
+  int idx = 0;              // in the block
+  Fiber* lanes = nullptr;   // [kWarpSize]
+  Fiber* ready[kWarpSize];  // those that may run, without the one that does
+  int num_ready = 0;
+  int runnable_idx = 0;  // in Scheduler::runnable_, when num_ready > 0
+  Meeting meeting{"lane", kWarpSize};
+  // Two sets by turns: the next meeting begins before all lanes took what the last one gave.
+  Slot slots[2][kWarpSize];
+  int turn = 0;
+};
+
+struct Block {
+  explicit Block(const Grid& grid);
+
+  int idx = 0;  // in the grid
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  Meeting meeting;
+  GuardedMemory shared_memory;
+};
+
+class Scheduler {
+ public:
+  Scheduler(const Grid& grid, const std::function<void()>& body, uint32_t seed);
+
+  // Runs the whole grid; throws std::runtime_error.
+  void run();
+
+  static Scheduler* active;  // that runs
+
+  // Called by fibers.
+  Slot& own_slot() const { return fiber_->warp->slots[fiber_->warp->turn][fiber_->lane]; }
+  const Slot* meet_warp(const Site& site, void (*finish)(Slot*));
+  void meet_block(const Site& site);
+  void meet_grid(const Site& site);
+  void pause();
+  void start_copy(const Site& site, void* to, const void* from);
+  void close_copy_group() { fiber_->copies.close_group(); }
+  void wait_copy_groups(int num_pending) { fiber_->copies.await(num_pending, landing_, random_); }
+  void check_shared(const Site& site, const void* address);
+  // Ends the launch with an error that says where the running thread is.
+  [[noreturn]] void fail(const Site& site, const std::string& sentence);
+
+ private:
+  static void enter_fiber();
+  [[noreturn]] void leave_fiber();
+  void begin_block(Block& block);
+  void make_ready(Warp& warp);
+  void make_ready(Block& block);
+  void add_ready(Fiber& fiber);
+  Fiber& take_ready();
+  void run_another();
+  [[noreturn]] void return_to_host();
+
+  const Grid grid_;
+  const std::function<void()>& body_;
+  const uint32_t seed_;
+  Random random_;
+  Landing landing_;
+  int patience_;  // a warp runs on with probability 1 - 1 / patience_
+
+  std::vector<std::unique_ptr<Block>> blocks_;  // at the same time
+  std::vector<int> block_order_;                // of all, the next one last
+  Meeting grid_meeting_;
+  std::vector<Warp*> runnable_;
+  Fiber* fiber_ = nullptr;  // that runs
+  Warp* warp_ = nullptr;    // of the fiber that ran last
+  Context host_;
+  Block* finished_block_ = nullptr;
+  std::string error_;
+};
+
+}  // namespace sift::simt
