@@ -11,25 +11,51 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-_LIBRARY = Path(__file__).parent / "lib" / "libsift_attention.so"
+_FOLDER = Path(__file__).parent / "lib"
+_CUDA_LIBRARY = _FOLDER / "libsift_attention_cuda.so"
+_VERSIONS = (
+    f"torch {torch.__version__}, CUDA {torch.version.cuda}, Python {platform.python_version()}"
+)
 
 
-def _load() -> None:
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    if not _LIBRARY.exists():
+def _load(library: Path) -> None:
+    if not library.exists():
         raise ImportError(
-            f"sift_attention: {_LIBRARY} must exist, got none ({versions}). The package was "
+            f"sift_attention: {library} must exist, got none ({_VERSIONS}). The package was "
             "imported from a source tree that is not built, or its build ran without the "
             "operators; build with: pip install --no-build-isolation ."
         )
     try:
-        torch.ops.load_library(_LIBRARY)
+        torch.ops.load_library(library)
     except OSError as error:
         raise ImportError(
-            f"sift_attention: {_LIBRARY} could not be loaded ({versions}): {error}. It needs torch "
+            f"sift_attention: {library} could not be loaded ({_VERSIONS}): {error}. It needs torch "
             "2.11 or newer, and a platform like the one it was built on; rebuild with: "
             "pip install --no-build-isolation ."
         ) from error
+
+
+def _cuda_obstacle() -> str | None:
+    """Why the CUDA operators stay away, after which CPU tensors work all the same."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    if not _CUDA_LIBRARY.exists():
+        return (
+            "the package was built for the CPU only, SIFT_WITH_CUDA=ON pip install "
+            "--no-build-isolation . builds it for CUDA"
+        )
+    built_with = (_FOLDER / "cuda_version").read_text().strip()
+    if built_with.split(".")[0] != torch.version.cuda.split(".")[0]:
+        return f"the package was built with CUDA {built_with} and torch with {torch.version.cuda}"
+    return None
+
+
+def _refuse_cuda(op: str, reason: str) -> None:
+    def refuse(first: Tensor, *args: Any) -> NoReturn:
+        name = getattr(torch.ops.sift_attention, op).default._schema.arguments[0].name
+        raise RuntimeError(f"{op}: {name} must be on the CPU, got {first.device}: {reason}")
+
+    torch.library.impl(f"sift_attention::{op}", "cuda", refuse)
 
 
 def _fake_decode(
@@ -117,7 +143,15 @@ def _register(op: str, fake: Callable[..., Any]) -> None:
     )
 
 
-_load()
+_load(_FOLDER / "libsift_attention.so")
 _register("decode", _fake_decode)
 _register("score_quantile", _fake_score_quantile)
 _register("fit_power_law", _fake_fit_power_law)
+
+_obstacle = _cuda_obstacle()
+HAS_CUDA = _obstacle is None
+if _obstacle is None:
+    _load(_CUDA_LIBRARY)
+else:
+    for _op in ("decode", "score_quantile", "fit_power_law"):
+        _refuse_cuda(_op, _obstacle)

@@ -21,6 +21,7 @@ class AttendedKeys:
 
     Attributes:
         capacity (int): N.
+        device (torch.device): where the tensors are.
         num_keys (int): attended keys lie in [0, num_keys).
         key_mask (Tensor[B, N] or None, bool): keys that the newest row attends; None: all of them.
     """
@@ -36,7 +37,7 @@ class AttendedKeys:
             self._rows = mask[:, 0].expand(batch, -1, -1)
             newest = self._rows.select(1, -1)
             self.key_mask = newest if newest.stride(1) == 1 else newest.contiguous()
-        self._batch, self._num_rows, self._device = batch, num_rows, device
+        self._batch, self._num_rows, self.device = batch, num_rows, device
         self._count: Tensor | None = None
         self._previous: Tensor | None = None
         self._newest: Tensor | None = None
@@ -74,7 +75,7 @@ class AttendedKeys:
         """S, the number of keys that the newest row attends (Tensor[B], int64)."""
         if self._count is None:
             if self.key_mask is None:
-                self._count = torch.full((self._batch,), self.num_keys, device=self._device)
+                self._count = torch.full((self._batch,), self.num_keys, device=self.device)
             else:
                 self._count = self.key_mask.sum(-1)
         return self._count
@@ -92,7 +93,7 @@ class AttendedKeys:
         if self._row_lengths is None:
             if self._rows is None:
                 first = self.num_keys - self._num_rows + 1
-                lengths = torch.arange(first, self.num_keys + 1, device=self._device)
+                lengths = torch.arange(first, self.num_keys + 1, device=self.device)
                 self._row_lengths = lengths.expand(self._batch, -1)
             else:
                 self._row_lengths = self._rows.sum(-1)
@@ -132,7 +133,7 @@ class AttendedKeys:
             return v[:, :, self.num_keys - 1 : self.num_keys]
         rows = (v.shape[0], v.shape[1], 1, v.shape[3])
         if self._newest is None or self._newest.shape != rows:
-            positions = torch.arange(self.key_mask.shape[1], device=self._device)
+            positions = torch.arange(self.key_mask.shape[1], device=self.device)
             newest = torch.where(self.key_mask, positions, 0).amax(-1)
             self._newest = newest[:, None, None, None].expand(rows)
         return v.gather(2, self._newest)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .attended import AttendedKeys
-from .rows import mark_static
+from .rows import is_recorded, mark_static
 
 # Why a decode step ran dense, in the order of `Counters.dense`.
 DENSE_REASONS = (
@@ -29,8 +29,8 @@ FOLD_EVERY = 64  # steps; summing each by itself would cost more than all other 
 class Counters:
     """Running totals of one layer. Adding never waits for the device; reading does.
 
-    Steps in Python keep their small results and sum them many at a time; compiled steps add to
-    tensors at once. What the host knows, it counts in Python.
+    Steps in Python keep their small results and sum them many at a time; compiled steps, and those
+    captured in a CUDA graph, add to tensors at once. What the host knows, it counts in Python.
 
     Args:
         num_q_heads: HQ.
@@ -110,7 +110,7 @@ class Counters:
             keys_and_steps = None
         else:
             keys_and_steps = attended.keys_and_steps(active)
-        if torch.compiler.is_compiling():
+        if is_recorded(num_loaded):
             self.compiled_calls.add_(1)
             self._add_sums([num_loaded], [kept_mass], [keys_and_steps])
         else:

@@ -15,6 +15,13 @@ def mark_static(*tensors: Tensor) -> None:
             torch._dynamo.mark_static_address(tensor)
 
 
+def is_recorded(tensor: Tensor) -> bool:
+    """Whether this run of Python stands for many: a compiler or a CUDA graph records it."""
+    return torch.compiler.is_compiling() or (
+        tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    )
+
+
 class BatchRows:
     """Base of objects whose `ROW_TENSORS` have the batch as their first dimension."""
 

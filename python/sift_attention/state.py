@@ -14,7 +14,7 @@ from .calibration import Calibration
 from .config import SiftConfig
 from .counters import Counters
 from .law import PowerLaw
-from .rows import BatchRows, mark_static
+from .rows import BatchRows, is_recorded, mark_static
 from .value_sum import ValueSum
 
 
@@ -161,7 +161,7 @@ class SiftState(BatchRows):
         sinks = None if sinks is None else sinks.float()
         self._allocate_for(q, v)
         attended: AttendedKeys | int
-        if mask is None and active is None and self._is_warm and not torch.compiler.is_compiling():
+        if mask is None and active is None and self._is_warm and not is_recorded(q):
             # The host knows every length: no mask arithmetic on the device.
             attended, key_mask = k.shape[2], None
             self.values.add_newest(v)
@@ -268,7 +268,7 @@ class SiftState(BatchRows):
             is_last = self._step == self.config.warmup_steps - 1
             self._fit(self._calibration, attended.count, renew=is_last)
         self._step.add_(1)
-        if not torch.compiler.is_compiling():
+        if not is_recorded(q):
             self._steps_seen += 1
             self._is_warm = self._steps_seen >= self.config.warmup_steps
         return is_over

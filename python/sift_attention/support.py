@@ -5,8 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
-HEAD_DIMS = {"cpu": frozenset({32, 64, 80, 96, 128, 256})}  # by type of device
+from ._library import HAS_CUDA
+
+# What the kernels of a type of device take: dtypes, head sizes.
+KERNELS = {
+    "cpu": (
+        frozenset({torch.float32, torch.bfloat16, torch.float16}),
+        frozenset({32, 64, 80, 96, 128, 256}),
+    )
+}
+if HAS_CUDA:
+    KERNELS["cuda"] = (
+        frozenset({torch.bfloat16, torch.float16}),
+        frozenset({64, 80, 96, 128, 256}),
+    )
 
 
 def obstacle(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -22,11 +34,12 @@ def obstacle(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """
     if (q.requires_grad or k.requires_grad or v.requires_grad) and torch.is_grad_enabled():
         return "gradients"
-    if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
-        return "dtype"
-    head_dims = HEAD_DIMS.get(q.device.type)
-    if head_dims is None or k.device != q.device or v.device != q.device:
+    kernels = KERNELS.get(q.device.type)
+    if kernels is None or k.device != q.device or v.device != q.device:
         return "device"
+    dtypes, head_dims = kernels
+    if q.dtype not in dtypes or k.dtype != q.dtype or v.dtype != q.dtype:
+        return "dtype"
     if q.shape[3] not in head_dims or v.shape[3] != q.shape[3]:
         return "head size"
     return None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .attended import AttendedKeys
-from .rows import BatchRows, mark_static
+from .rows import BatchRows, is_recorded, mark_static
 
 
 class ValueSum(BatchRows):
@@ -63,14 +63,14 @@ class ValueSum(BatchRows):
         Returns:
             Tensor[B, 1], bool: where the sum covers the attended keys; None: everywhere.
         """
-        jumped = not torch.compiler.is_compiling() and not 0 <= v.shape[2] - self._capacity <= 1
+        jumped = not is_recorded(v) and not 0 <= v.shape[2] - self._capacity <= 1
         if self.is_stale or jumped:
             self.take(v, attended)
             return None
         covered = self.count == attended.previous
         self.count.add_(1)
         self.total.unsqueeze(2).add_(attended.newest_row(v))
-        if not torch.compiler.is_compiling():
+        if not is_recorded(v):
             self._capacity = v.shape[2]
         return covered
 

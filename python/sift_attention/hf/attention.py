@@ -41,7 +41,12 @@ class Forward:
         """
         known = self._attended
         capacity = key.shape[2]
-        if known is not None and mask is self._mask and known.capacity == capacity:
+        if (
+            known is not None
+            and mask is self._mask
+            and known.capacity == capacity
+            and known.device == key.device  # layers may lie on several
+        ):
             return known
         if mask is not None and not AttendedKeys.accepts(mask, key.shape[0], num_rows, capacity):
             return None
@@ -97,6 +102,7 @@ def sift_attention_forward(
         attended = forward.attended(attention_mask, key, num_rows)
         reason = "mask" if attended is None else None
     softcap, sinks = kwargs.get("softcap") or 0.0, kwargs.get("s_aux")
+    active = None if forward.active is None else forward.active.to(query.device)
     if reason is None and num_rows == 1:
         out = state.decode(
             query.squeeze(2),
@@ -106,7 +112,7 @@ def sift_attention_forward(
             scale=scaling,
             softcap=softcap,
             sinks=sinks,
-            active=forward.active,
+            active=active,
         )
         return out.unsqueeze(1), None
     if reason is None:
