@@ -24,8 +24,6 @@ namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-int64_t padded(int64_t n) { return n + 3; }  // odd strides
-
 }  // namespace
 
 const std::vector<NamedLevel>& testable_levels() {
@@ -68,7 +66,7 @@ std::string DecodeCase::describe() const {
   text << "}, .mask = Mask(" << static_cast<int>(mask) << "), .block_size = " << block_size
        << ", .c = " << c << ", .softcap = " << softcap << ", .has_sinks = " << has_sinks
        << ", .residual = Residual(" << static_cast<int>(residual) << "), .spread = " << spread
-       << ", .seed = " << seed << "}";
+       << ", .is_aligned = " << is_aligned << ", .seed = " << seed << "}";
   return text.str();
 }
 
@@ -80,7 +78,8 @@ bool DecodeOutputs::operator==(const DecodeOutputs& other) const {
          same(num_loaded, other.num_loaded);
 }
 
-DecodeProblem::DecodeProblem(const DecodeCase& c) {
+DecodeProblem::DecodeProblem(const DecodeCase& c) : lead(c.is_aligned ? 8 : 1) {
+  const auto padded = [&](int64_t n) { return n + (c.is_aligned ? 8 : 3); };
   std::mt19937 random(c.seed);
   std::normal_distribution<float> normal;
   const int64_t num_q_heads = c.num_kv_heads * c.group_size;
@@ -102,7 +101,7 @@ DecodeProblem::DecodeProblem(const DecodeCase& c) {
   const int64_t row = padded(c.head_dim);
   params.q_stride_h = row;
   params.q_stride_b = padded(num_q_heads * row);
-  q.resize((c.batch * params.q_stride_b + 1) * bytes);
+  q.resize((c.batch * params.q_stride_b + lead) * bytes);
   KVLayout layout;
   if (is_paged) {
     layout = {nullptr, padded(c.block_size * c.num_kv_heads * row), row, c.num_kv_heads * row};
@@ -110,16 +109,18 @@ DecodeProblem::DecodeProblem(const DecodeCase& c) {
     layout = {nullptr, padded(c.capacity * c.num_kv_heads * row), row, c.num_kv_heads * row};
   }
   const int64_t outer = is_paged ? num_blocks : c.batch;
-  k.resize((outer * layout.stride_b + 1) * bytes);
+  k.resize((outer * layout.stride_b + lead) * bytes);
   v.resize(k.size());
   for (std::vector<uint8_t>* data : {&q, &k, &v}) {
-    for (size_t i = 0; i < data->size() / bytes; ++i) set(*data, static_cast<int64_t>(i) - 1, kNaN);
+    for (size_t i = 0; i < data->size() / bytes; ++i) {
+      set(*data, static_cast<int64_t>(i) - lead, kNaN);
+    }
   }
-  params.q = q.data() + bytes;  // past one element: nothing is aligned
+  params.q = q.data() + lead * bytes;
   params.k = layout;
-  params.k.data = k.data() + bytes;
+  params.k.data = k.data() + lead * bytes;
   params.v = layout;
-  params.v.data = v.data() + bytes;
+  params.v.data = v.data() + lead * bytes;
 
   AttendedKeys& keys = params.keys;
   if (!c.seq_lens.empty()) {
@@ -187,7 +188,7 @@ void DecodeProblem::set(std::vector<uint8_t>& data, int64_t offset, float x) {
   dispatch_dtype(params.dtype, [&](auto element) {
     using T = decltype(element);
     const T value = from_float<T>(x);
-    std::memcpy(data.data() + (offset + 1) * sizeof(T), &value, sizeof(T));
+    std::memcpy(data.data() + (offset + lead) * sizeof(T), &value, sizeof(T));
   });
 }
 
@@ -222,21 +223,25 @@ void DecodeProblem::sum_values() {
 
 DecodeOutputs DecodeProblem::run(const Level& level, int num_threads,
                                  const ParallelFor& parallel_for) {
+  return run([&](const DecodeParams& p) {
+    std::vector<float> workspace(decode_cpu_workspace_bytes(p, num_threads) / 4 + 16, kNaN);
+    decode_cpu_at_level(level, p, workspace.data(), num_threads, parallel_for);
+  });
+}
+
+DecodeOutputs DecodeProblem::run(const std::function<void(const DecodeParams&)>& decode) {
   DecodeOutputs outputs;
   const int64_t rows = params.batch * params.num_q_heads;
   outputs.out.assign(rows * params.head_dim * element_bytes(params.dtype), 0xff);
   outputs.lse.assign(rows, kNaN);
   outputs.kept_mass.assign(rows, kNaN);
   outputs.num_loaded.assign(params.batch * params.num_kv_heads, -1);
-  const int64_t bytes = decode_cpu_workspace_bytes(params, num_threads);
-  std::vector<float> workspace(bytes / 4 + 16, kNaN);
-
   DecodeParams p = params;
   p.out = outputs.out.data();
   p.lse = outputs.lse.data();
   p.kept_mass = outputs.kept_mass.data();
   p.num_loaded = outputs.num_loaded.data();
-  decode_cpu_at_level(level, p, workspace.data(), num_threads, parallel_for);
+  decode(p);
   return outputs;
 }
 

@@ -41,7 +41,8 @@ struct DecodeCase {
   float softcap = 0;
   bool has_sinks = false;
   Residual residual = Residual::kMean;
-  float spread = 1;  // of the scores, about
+  float spread = 1;         // of the scores, about
+  bool is_aligned = false;  // rows begin at multiples of 16 bytes, not at odd addresses
   uint32_t seed = 1;
 
   std::string describe() const;
@@ -57,13 +58,14 @@ struct DecodeOutputs {
 };
 
 // Random data of a case. Whatever is not attended is NaN: masked rows, gaps between strides, pages
-// that no table names. Rows begin at odd addresses.
+// that no table names.
 struct DecodeProblem {
   explicit DecodeProblem(const DecodeCase& c);
   DecodeProblem(const DecodeProblem&) = delete;
 
   // Outputs and workspace are NaN before.
   DecodeOutputs run(const Level& level, int num_threads, const ParallelFor& parallel_for);
+  DecodeOutputs run(const std::function<void(const DecodeParams&)>& decode);
   // Sets v_sum from the attended rows of V, after changes to these.
   void sum_values();
 
@@ -73,6 +75,7 @@ struct DecodeProblem {
   void set_v(int64_t b, int64_t hk, int64_t n, float x);
 
   DecodeParams params;
+  int64_t lead;  // elements before the first row
   std::vector<uint8_t> q, k, v;
   std::vector<float> log_alpha, beta, v_sum, sinks;
   std::vector<int32_t> seq_lens, block_table;

@@ -18,7 +18,8 @@ namespace {
 
 constexpr float kLog2E = 1.44269504f;
 constexpr int64_t kElementBytes = 2;
-constexpr int kMaxUnitHeads = 16;
+// The accumulators of a unit's heads have to fit the registers.
+int max_unit_heads(int64_t head_dim) { return head_dim > 128 ? 8 : 16; }
 // Of the L2 cache, for one wave's scores; up to three waves are under way.
 constexpr int64_t kWaveShareOfL2 = 4;
 constexpr int kPieceScoreBytes = 16 * 1024;
@@ -39,7 +40,8 @@ bool is_aligned(const KVLayout& layout) {
 DecodePlan make_plan(const DecodeParams& params, int64_t batch) {
   DecodePlan plan;
   plan.group_size = static_cast<int>(params.num_q_heads / params.num_kv_heads);
-  plan.units_per_head = static_cast<int>(divide_up(plan.group_size, kMaxUnitHeads));
+  plan.units_per_head =
+      static_cast<int>(divide_up(plan.group_size, max_unit_heads(params.head_dim)));
   plan.unit_heads = static_cast<int>(divide_up(plan.group_size, plan.units_per_head));
   const int64_t wave_keys =
       dev::l2_bytes() / kWaveShareOfL2 / (params.num_q_heads * int64_t{sizeof(float)});

@@ -57,11 +57,10 @@ template <int kHeadDim>
 void launch_decode(DecodeArguments arguments, dev::Stream stream) {
   const auto launch = [&](auto element) {
     using T = decltype(element);
-    if (arguments.plan.unit_heads <= 8) {
-      launch_decode_of<T, kHeadDim, 1>(arguments, stream);
-    } else {
-      launch_decode_of<T, kHeadDim, 2>(arguments, stream);
+    if constexpr (kHeadDim <= 128) {
+      if (arguments.plan.unit_heads > 8) return launch_decode_of<T, kHeadDim, 2>(arguments, stream);
     }
+    launch_decode_of<T, kHeadDim, 1>(arguments, stream);
   };
   switch (arguments.params.dtype) {
     case DType::kBFloat16:

@@ -32,7 +32,7 @@ SIFT_DEVICE void score_tile(const char* tile, const char* q_rows, Block (&scores
   const char* k_row = tile + lane % 16 * kRowBytes + lane / 16 * 16;
   const char* q_row = q_rows + lane % 8 * kRowBytes + lane / 8 % 2 * 16;
   for (Block& block : scores) block = {};
-  SIFT_UNROLL
+  SIFT_UNROLL_BY(4)
   for (int d = 0; d < kHeadDim; d += 16) {
     uint32_t k[4];
     dev::load_matrix_x4(k, k_row + d * 2);

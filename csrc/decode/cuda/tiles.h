@@ -60,7 +60,7 @@ class TileRing {
   SIFT_DEVICE void copy(const T* row_of_lane, char* tile) {
     constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, per row
     const auto address = reinterpret_cast<uint64_t>(row_of_lane);
-    SIFT_UNROLL
+    SIFT_UNROLL_BY(4)
     for (int i = 0; i < kTileRows * kPieces / 32; ++i) {
       const int index = i * 32 + dev::lane();
       const int row = index / kPieces;
