@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 
 namespace sift::dev {
 
@@ -21,10 +22,13 @@ struct LaunchShape {
   int shared_bytes;  // of dynamic shared memory per block
 };
 
-inline void check(cudaError_t status, const std::string& what) {
-  if (status == cudaSuccess) return;
+[[noreturn]] inline void fail(cudaError_t status, const std::string& requirement) {
   cudaGetLastError();  // an error that was reported once must not be found by the next check
-  throw std::runtime_error("sift_attention: " + what + ", got " + cudaGetErrorString(status));
+  throw std::runtime_error("sift_attention: " + requirement + ", got " +
+                           cudaGetErrorString(status));
+}
+inline void check(cudaError_t status, const char* requirement) {
+  if (status != cudaSuccess) fail(status, requirement);
 }
 
 inline int current_device() {
@@ -33,54 +37,59 @@ inline int current_device() {
   return device;
 }
 
-inline int device_attribute(cudaDeviceAttr attribute) {
+// Calls of the CUDA runtime whose answers stay the same: find(), asked once for every key.
+template <class Key, class Find>
+int remember(const Key& key, const Find& find) {
   static std::mutex mutex;
-  static std::map<std::pair<int, cudaDeviceAttr>, int> known;
+  static std::map<Key, int> known;
   const std::lock_guard lock(mutex);
-  const auto [entry, is_new] = known.try_emplace({current_device(), attribute});
-  if (is_new) {
-    check(cudaDeviceGetAttribute(&entry->second, attribute, entry->first.first),
-          "the CUDA device must know its attributes");
-  }
-  return entry->second;
+  if (const auto entry = known.find(key); entry != known.end()) return entry->second;
+  return known[key] = find();
+}
+
+inline int device_attribute(cudaDeviceAttr attribute) {
+  const int device = current_device();
+  return remember(std::pair(device, attribute), [&] {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, attribute, device), "a device must tell its attributes");
+    return value;
+  });
 }
 
 inline int64_t l2_bytes() { return device_attribute(cudaDevAttrL2CacheSize); }
 // The most dynamic shared memory that a block may ask for.
 inline int max_shared_bytes() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
+// Lets blocks of the kernel ask for all the dynamic shared memory there is, not just 48 KB.
+template <class Params>
+void allow_shared_memory(void (*kernel)(Params)) {
+  remember(std::pair(current_device(), kernel), [&] {
+    const char* what = "this library must hold kernels for the device";
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, kernel), what);
+    const int bytes = max_shared_bytes() - static_cast<int>(attributes.sharedSizeBytes);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), what);
+    return bytes;
+  });
+}
+
 // The blocks of this kernel that the whole current device holds at the same time.
 template <class Params>
 int max_resident_blocks(void (*kernel)(Params), int num_threads, int shared_bytes) {
-  static std::mutex mutex;
-  static std::map<std::tuple<int, void (*)(Params), int, int>, int> known;
-  const std::lock_guard lock(mutex);
-  const auto [entry, is_new] =
-      known.try_emplace({current_device(), kernel, num_threads, shared_bytes});
-  if (is_new) {
-    const std::string what = "a kernel of " + std::to_string(num_threads) + " threads and " +
-                             std::to_string(shared_bytes) + " bytes of shared memory must fit";
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-          what);
+  allow_shared_memory(kernel);
+  return remember(std::tuple(current_device(), kernel, num_threads, shared_bytes), [&] {
     int per_multiprocessor = 0;
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, num_threads,
                                                         static_cast<size_t>(shared_bytes)),
-          what);
-    entry->second = per_multiprocessor * device_attribute(cudaDevAttrMultiProcessorCount);
-  }
-  return entry->second;
+          "the device must tell how many blocks it holds");
+    return per_multiprocessor * device_attribute(cudaDevAttrMultiProcessorCount);
+  });
 }
 
 template <class Params>
 void launch_as(const char* name, void (*kernel)(Params), LaunchShape shape, Stream stream,
                const Params& params, bool is_cooperative) {
-  const std::string what = "kernel " + std::string(name) + " must launch with " +
-                           std::to_string(shape.num_blocks) + " blocks of " +
-                           std::to_string(shape.num_threads) + " threads and " +
-                           std::to_string(shape.shared_bytes) + " bytes of shared memory";
-  check(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes),
-      what);
+  allow_shared_memory(kernel);
   cudaLaunchAttribute cooperative{};
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;
@@ -91,7 +100,12 @@ void launch_as(const char* name, void (*kernel)(Params), LaunchShape shape, Stre
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &cooperative;
   config.numAttrs = is_cooperative ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, params), what);
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, params);
+  if (status == cudaSuccess) return;
+  fail(status, "kernel " + std::string(name) + " must launch with " +
+                   std::to_string(shape.num_blocks) + " blocks of " +
+                   std::to_string(shape.num_threads) + " threads and " +
+                   std::to_string(shape.shared_bytes) + " bytes of shared memory");
 }
 
 // Starts `kernel` on the current device; throws std::runtime_error, with the name, where it cannot.
