@@ -6,11 +6,12 @@ namespace sift::simt {
 
 #if defined(__x86_64__)
 
-// Saves what the calling convention lets a callee change only with care, on the stack. A jump instead
-// of a return: the processor's return predictor knows nothing of other stacks.
+// Saves, on the stack, the registers that a callee must preserve, and takes those of the other.
 asm(R"(
 .text
 .p2align 4
+.globl sift_simt_switch
+.hidden sift_simt_switch
 .type sift_simt_switch, @function
 sift_simt_switch:
   pushq %rbp
@@ -27,23 +28,16 @@ sift_simt_switch:
   popq %r12
   popq %rbx
   popq %rbp
-  popq %rcx
-  jmp *%rcx
+  ret
 .size sift_simt_switch, .-sift_simt_switch
 )");
-extern "C" void sift_simt_switch(void** save, void* load);
-
 void prepare_context(Context& context, char* stack_end, size_t, void (*entry)()) {
   const auto top = reinterpret_cast<uintptr_t>(stack_end) & ~uintptr_t{15};
   auto** word = reinterpret_cast<void**>(top);
   *--word = nullptr;                         // where `entry` would return to
-  *--word = reinterpret_cast<void*>(entry);  // jumped to, with the alignment of a call
+  *--word = reinterpret_cast<void*>(entry);  // returned to, with the alignment of a call
   for (int i = 0; i < 6; ++i) *--word = nullptr;
   context.stack_pointer = word;
-}
-
-void switch_context(Context& from, Context& to) {
-  sift_simt_switch(&from.stack_pointer, to.stack_pointer);
 }
 
 #else
@@ -55,8 +49,6 @@ void prepare_context(Context& context, char* stack_end, size_t stack_bytes, void
   context.registers.uc_link = nullptr;
   makecontext(&context.registers, entry, 0);
 }
-
-void switch_context(Context& from, Context& to) { swapcontext(&from.registers, &to.registers); }
 
 #endif
 

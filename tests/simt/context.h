@@ -22,6 +22,15 @@ struct Context {
 void prepare_context(Context& context, char* stack_end, size_t stack_bytes, void (*entry)());
 
 // Stops here, as `from`, and goes on where `to` stopped.
-void switch_context(Context& from, Context& to);
+#if defined(__x86_64__)
+extern "C" void sift_simt_switch(void** save, void* load);
+inline void switch_context(Context& from, Context& to) {
+  sift_simt_switch(&from.stack_pointer, to.stack_pointer);
+}
+#else
+inline void switch_context(Context& from, Context& to) {
+  swapcontext(&from.registers, &to.registers);
+}
+#endif
 
 }  // namespace sift::simt

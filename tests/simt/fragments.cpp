@@ -9,6 +9,7 @@ namespace sift::simt {
 namespace {
 
 constexpr int kSide = 8;  // of a matrix
+using Row = float __attribute__((vector_size(kSide * sizeof(float))));
 
 uint16_t half(uint32_t word, int i) { return static_cast<uint16_t>(word >> (16 * i)); }
 
@@ -66,8 +67,9 @@ void transpose_matrix(Slot* slots) {
 
 template <class T>
 void multiply_add(Slot* slots) {
-  constexpr int kRows = 16, kColumns = 8, kDepth = 16;
-  float a[kRows][kDepth], b[kDepth][kColumns], c[kRows][kColumns];
+  constexpr int kRows = 16, kDepth = 16;
+  float a[kRows][kDepth];
+  Row b[kDepth], c[kRows];
   for (int lane = 0; lane < kWarpSize; ++lane) {
     const auto held = slots[lane].get<Operands>();
     const int group = lane / 4, pair = 2 * (lane % 4);
@@ -80,14 +82,14 @@ void multiply_add(Slot* slots) {
     }
   }
   for (int i = 0; i < kRows; ++i) {
-    for (int k = 0; k < kDepth; ++k) {
-      for (int j = 0; j < kColumns; ++j) c[i][j] += a[i][k] * b[k][j];
-    }
+    Row sum = c[i];
+    for (int k = 0; k < kDepth; ++k) sum += a[i][k] * b[k];
+    c[i] = sum;
   }
   for (int lane = 0; lane < kWarpSize; ++lane) {
     const int group = lane / 4, pair = 2 * (lane % 4);
-    slots[lane].put(
-        std::array{c[group][pair], c[group][pair + 1], c[group + 8][pair], c[group + 8][pair + 1]});
+    slots[lane].put(std::array<float, 4>{c[group][pair], c[group][pair + 1], c[group + 8][pair],
+                                         c[group + 8][pair + 1]});
   }
 }
 template void multiply_add<BFloat16>(Slot*);

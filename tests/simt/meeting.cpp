@@ -1,7 +1,6 @@
 #include "meeting.h"
 
 #include <bit>
-#include <cstring>
 #include <sstream>
 #include <string>
 
@@ -22,10 +21,6 @@ std::string describe(const char* member, uint64_t members) {
   return text.str();
 }
 
-bool is_same(const Site& x, const Site& y) {
-  return x.line == y.line && (x.function == y.function || !std::strcmp(x.function, y.function));
-}
-
 }  // namespace
 
 std::string describe(const Site& site) {
@@ -36,29 +31,13 @@ std::string describe(const Site& site) {
 Meeting::Meeting(const char* member, int size)
     : member_(member), all_(size == 64 ? ~uint64_t{0} : (uint64_t{1} << size) - 1) {}
 
-bool Meeting::join(int i, const Site& site) {
-  if (gone_ != 0) {
-    fail(site, "waits for " + describe(member_, gone_) + ", at the kernel's end");
-  }
-  if (waiting_ == 0) {
-    site_ = site;
-  } else if (!is_same(site, site_)) {
-    fail(site, "differs from " + describe(site_) + ", where " + describe(member_, waiting_) +
-                   (std::has_single_bit(waiting_) ? " waits" : " wait"));
-  }
-  waiting_ |= uint64_t{1} << i;
-  if (waiting_ != all_) return false;
-  waiting_ = 0;
-  return true;
+void Meeting::fail_alone(const Site& site) const {
+  fail(site, "waits for " + describe(member_, gone_) + ", at the kernel's end");
 }
 
-bool Meeting::leave(int i, const Site& site) {
-  if (waiting_ != 0) {
-    fail(site, "is reached while " + describe(member_, waiting_) +
-                   (std::has_single_bit(waiting_) ? " waits" : " wait") + " in " + describe(site_));
-  }
-  gone_ |= uint64_t{1} << i;
-  return gone_ == all_;
+void Meeting::fail_apart(const Site& site) const {
+  fail(site, "is reached while " + describe(member_, waiting_) +
+                 (std::has_single_bit(waiting_) ? " waits in " : " wait in ") + describe(site_));
 }
 
 }  // namespace sift::simt

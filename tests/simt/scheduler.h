@@ -18,11 +18,11 @@ namespace sift::simt {
 struct Warp;
 struct Block;
 
-struct Fiber : Thread {
+struct alignas(64) Fiber : Thread {
   Context context;
-  Copies copies;
   Warp* warp = nullptr;
   int lane = 0;
+  Copies copies;
 };
 
 struct Warp {
