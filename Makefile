@@ -14,7 +14,7 @@ ARGS ?=
 TEST_WORKERS ?= 2
 BIN := .venv/bin
 BUILD = build/cmake-$(shell $(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')
-CPP_FILES := git ls-files '*.cpp' '*.h'
+CPP_FILES := git ls-files '*.cpp' '*.h' '*.cu'
 
 # $(call apt_get,package): installs a Debian package, without ever asking for a password.
 apt_get = { sudo=$$([ $$(id -u) = 0 ] || echo sudo -n); command -v apt-get && \

@@ -11,10 +11,10 @@ sift_ask_python(torch_cuda
 find_program(SIFT_NVCC NAMES $ENV{CUDACXX} nvcc
   PATHS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
 set(obstacle "")
-if(NOT SIFT_NVCC)
-  set(obstacle "nvcc was not found")
-elseif(SIFT_WITH_CUDA STREQUAL "AUTO" AND NOT torch_cuda)
+if(SIFT_WITH_CUDA STREQUAL "AUTO" AND NOT torch_cuda)
   set(obstacle "torch has no CUDA")
+elseif(NOT SIFT_NVCC)
+  set(obstacle "nvcc was not found")
 endif()
 if(obstacle)
   if(SIFT_WITH_CUDA STREQUAL "ON")
