@@ -1,7 +1,8 @@
-"""Time one decode step of one layer on the CPU against PyTorch's dense attention.
+"""Time one decode step of one layer against PyTorch's dense attention, on the CPU or on a GPU.
 
     python benchmarks/bench_decode.py            # quick: about 3 minutes, into build/
     python benchmarks/bench_decode.py --full     # more shapes and lengths, into results/
+    python benchmarks/bench_decode.py --device cuda    # all of them, into results/
 
 Writes a JSON and plots beside it, and prints the figures that the product promises.
 """
@@ -10,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +23,22 @@ from tqdm import tqdm
 
 import machine
 import sift_attention as sift
-from cells import EXACT, READ
+from cells import COPY, EXACT, GRAPH, READ, STREAM
 from figures import print_figures
-from formulations import Call, pytorch_calls, read_call, sift_call
+from formulations import (
+    COPIED_BYTES,
+    Call,
+    copy_call,
+    cuda_calls,
+    pytorch_calls,
+    read_call,
+    sift_call,
+)
 from peak_memory import peak_extra_bytes
 from plot_decode import plot
 from reports import write_json
-from suites import FULL, QUICK, Suite
-from timing import measure
+from suites import FULL, GPU, QUICK, Suite
+from timing import CudaClock, Timing, captured, measure
 from workload import LAW, Case, Problem, make_problem
 
 LOADED_FRACTIONS = (0.25, 0.10, 0.04, 0.01)
@@ -36,52 +48,94 @@ DENSE_SHARPNESS = 2.0
 Row = dict[str, Any]
 
 
-def bench_case(case: Case, suite: Suite, thread_counts: list[int]) -> list[Row]:
-    """Every formulation of one case, timed against each other; a row for each and each count."""
-    torch.set_num_threads(max(thread_counts))
-    problem = make_problem(case)
-    calls: dict[str, Call] = {}
-    if case.num_keys <= suite.longest_dense:
-        calls |= pytorch_calls(problem, DENSE_SHARPNESS, flex=suite.has_flex(case))
-    calls[EXACT] = sift_call(problem, DENSE_SHARPNESS, None)
-    sharpness_of = dict.fromkeys(calls, DENSE_SHARPNESS)
-    # Below this many keys a few rows are a large fraction, and the integrations decode exactly.
-    if case.num_keys >= sift.SiftConfig().min_keys:
-        for fraction in LOADED_FRACTIONS:
-            name = f"sift, {fraction:.0%} loaded"
-            sharpness_of[name] = problem.sharpness_for(fraction)
-            calls[name] = sift_call(problem, sharpness_of[name], LAW)
+class Bench:
+    """Measures cases on a device; `refused` lists what could not run, and why."""
 
-    exact = problem.exact_outputs(sorted({*sharpness_of.values()}))
-    facts: dict[str, Row] = {}
-    for name, sharpness in sharpness_of.items():
-        loaded = measured_loaded(problem, sharpness) if name.endswith("loaded") else 1.0
-        error = relative_error(calls[name](), exact[sharpness])
-        facts[name] = {"error": error, **traffic(case, name, loaded)}
-    calls[READ] = read_call(problem)
-    facts[READ] = traffic(case, READ, 1.0)
+    def __init__(self, suite: Suite, device: str) -> None:
+        self.suite, self.device = suite, device
+        self.refused: list[Row] = []
 
-    rows = []
-    for threads in thread_counts:
-        torch.set_num_threads(threads)
-        for name, timing in measure(calls, budget_s=suite.budget_s).items():
-            row = {
-                "shape": case.shape.name,
-                "dtype": case.dtype_name,
-                "batch": case.batch,
-                "keys": case.num_keys,
-                "threads": threads,
-                "name": name,
-                "median_ms": float(f"{timing.median_ms:.5g}"),
-                "min_ms": float(f"{timing.min_ms:.5g}"),
-                "spread": round(timing.spread, 3),
-                "repeats": timing.repeats,
-                **facts[name],
-            }
-            if name.startswith("sift"):
-                row["peak_extra_bytes"] = peak_extra_bytes(calls[name])
-            rows.append(row)
-    return rows
+    def rows(self, case: Case) -> list[Row]:
+        """Every formulation of one case, timed against each other; a row for each and each run."""
+        num_threads = os.cpu_count() or 1
+        torch.set_num_threads(num_threads)
+        problem = make_problem(case, self.device)
+        calls = self._usable(case, self._dense_calls(problem))
+        calls[EXACT] = sift_call(problem, DENSE_SHARPNESS, None)
+        sharpness_of = dict.fromkeys(calls, DENSE_SHARPNESS)
+        # Below this many keys a few rows are a large fraction, and the integrations decode exactly.
+        if case.num_keys >= sift.SiftConfig().min_keys:
+            for fraction in LOADED_FRACTIONS:
+                name = f"sift, {fraction:.0%} loaded"
+                sharpness_of[name] = problem.sharpness_for(fraction)
+                calls[name] = sift_call(problem, sharpness_of[name], LAW)
+
+        exact = problem.exact_outputs(sorted({*sharpness_of.values()}))
+        facts: dict[str, Row] = {}
+        for name, sharpness in sharpness_of.items():
+            loaded = measured_loaded(problem, sharpness) if name.endswith("loaded") else 1.0
+            error = relative_error(calls[name](), exact[sharpness])
+            facts[name] = {"error": error, **traffic(case, name, loaded)}
+        if self.device == "cuda":
+            calls[COPY], facts[COPY] = copy_call(), {"bytes": 2 * COPIED_BYTES}
+        else:
+            calls[READ], facts[READ] = read_call(problem), traffic(case, READ, 1.0)
+
+        rows = []
+        for run, timings in self._timings(problem, calls, sorted({1, num_threads})):
+            for name, timing in timings.items():
+                row = {
+                    "shape": case.shape.name,
+                    "dtype": case.dtype_name,
+                    "batch": case.batch,
+                    "keys": case.num_keys,
+                    **run,
+                    "name": name,
+                    "median_ms": float(f"{timing.median_ms:.5g}"),
+                    "min_ms": float(f"{timing.min_ms:.5g}"),
+                    "spread": round(timing.spread, 3),
+                    "repeats": timing.repeats,
+                    **facts[name],
+                }
+                if name.startswith("sift") and run != {"launch": GRAPH}:
+                    row["peak_extra_bytes"] = peak_extra_bytes(calls[name], self.device)
+                rows.append(row)
+        return rows
+
+    def _dense_calls(self, problem: Problem) -> dict[str, Call]:
+        if problem.case.num_keys > self.suite.longest_dense:
+            return {}
+        calls_of = cuda_calls if self.device == "cuda" else pytorch_calls
+        return calls_of(problem, DENSE_SHARPNESS, flex=self.suite.has_flex(problem.case))
+
+    def _usable(self, case: Case, calls: dict[str, Call]) -> dict[str, Call]:
+        """Those that run: a backend of PyTorch may lack a shape, a dtype or its compiler."""
+        usable = {}
+        for name, call in calls.items():
+            try:
+                call()
+                usable[name] = call
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                self.refused.append({"case": str(case), "name": name, "reason": reason})
+        return usable
+
+    def _timings(
+        self, problem: Problem, calls: dict[str, Call], thread_counts: list[int]
+    ) -> Iterator[tuple[Row, dict[str, Timing]]]:
+        """What tells the runs apart, and their timings."""
+        budget_s = self.suite.budget_s
+        if self.device == "cpu":
+            for threads in thread_counts:
+                torch.set_num_threads(threads)
+                yield {"threads": threads}, measure(calls, budget_s=budget_s)
+            return
+        each = {"budget_s": budget_s, "min_sample_ms": 0.0}
+        yield {"launch": STREAM}, measure(calls, clock=CudaClock(), **each)
+        # One walk through the layers: none is met twice.
+        num_calls = problem.num_layers
+        graphs = {name: captured(call, num_calls) for name, call in calls.items()}
+        yield {"launch": GRAPH}, measure(graphs, clock=CudaClock(num_calls), **each)
 
 
 def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
@@ -108,28 +162,42 @@ def traffic(case: Case, name: str, loaded: float) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="more shapes, lengths and repeats")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no case after that")
     parser.add_argument("--out", type=Path, help="the JSON to write")
     arguments = parser.parse_args()
 
+    start_s = time.monotonic()
     torch.set_grad_enabled(False)
-    folder = "benchmarks/results" if arguments.full else "build"
-    path = arguments.out or machine.ROOT / folder / "decode_cpu.json"
-    suite = FULL if arguments.full else QUICK
+    on_gpu = arguments.device == "cuda"
+    kind = "full" if arguments.full or on_gpu else "quick"
+    folder = "benchmarks/results" if kind == "full" else "build"
+    path = arguments.out or machine.ROOT / folder / f"decode_{arguments.device}.json"
+    suite = GPU if on_gpu else FULL if arguments.full else QUICK
+    bench = Bench(suite, arguments.device)
     result: dict[str, Any] = {
-        "benchmark": "decode_cpu",
-        "suite": "full" if arguments.full else "quick",
-        "machine": machine.describe(),
+        "benchmark": f"decode_{arguments.device}",
+        "suite": kind,
+        "machine": machine.describe(arguments.device),
         "law": "uniform(1.0), mean residual",
         "shapes": {case.shape.name: dataclasses.asdict(case.shape) for case in suite.cases},
+        "refused": bench.refused,
         "rows": [],
     }
-    progress = tqdm(suite.cases, unit="case")
-    for case in progress:
+    progress = tqdm(suite.cases, unit="case", mininterval=1.0 if on_gpu else 0.1)
+    for i, case in enumerate(progress):
+        if time.monotonic() - start_s > arguments.seconds:
+            print(f"\ntime is up, left out: {'; '.join(map(str, suite.cases[i:]))}")
+            break
         progress.set_description(str(case))
-        result["rows"] += bench_case(case, suite, sorted({1, os.cpu_count() or 1}))
+        result["rows"] += bench.rows(case)
+        write_json(result, path)  # whatever happens next, this much is kept
+        if on_gpu:
+            torch.cuda.empty_cache()
 
-    write_json(result, path)
     print_figures(result)
+    for refusal in bench.refused:
+        print("refused:", *refusal.values(), sep="  ")
     print("\nwrote", *[os.path.relpath(written) for written in (path, *plot(result, path))])
 
 

@@ -1,9 +1,10 @@
-"""Decoders of Llama-3.2-1B's shape with random weights, and caches as a long prompt leaves them."""
+"""Decoders of Llamas' shapes with random weights, and caches as a long prompt leaves them."""
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,22 +13,45 @@ from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig
 from transformers.cache_utils import Cache
 from transformers.masking_utils import sdpa_mask
 
-NUM_Q_HEADS, NUM_KV_HEADS, HEAD_DIM = 32, 8, 64
 GROUPED = "grouped_matmul"
 
 
-def build_model(num_layers: int = 16, vocab_size: int = 128256) -> LlamaForCausalLM:
-    """The bfloat16 model, its input and output embedding one; it never ends a text by itself."""
+@dataclass(frozen=True)
+class DecoderShape:
+    """The sizes of a Llama."""
+
+    name: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    is_tied: bool  # input and output embedding are one
+
+
+LLAMA_1B = DecoderShape("Llama-3.2-1B", 2048, 8192, 16, 32, 8, 64, True)
+LLAMA_8B = DecoderShape("Llama-3.1-8B", 4096, 14336, 32, 32, 8, 128, False)
+NUM_Q_HEADS, NUM_KV_HEADS, HEAD_DIM = LLAMA_1B.num_q_heads, LLAMA_1B.num_kv_heads, LLAMA_1B.head_dim
+
+
+def build_model(
+    num_layers: int | None = None,
+    vocab_size: int = 128256,
+    shape: DecoderShape = LLAMA_1B,
+    device: str = "cpu",
+) -> LlamaForCausalLM:
+    """A bfloat16 model of a shape, with all its layers or some; it never ends a text by itself."""
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=num_layers,
-        num_attention_heads=NUM_Q_HEADS,
-        num_key_value_heads=NUM_KV_HEADS,
-        head_dim=HEAD_DIM,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers if num_layers is None else num_layers,
+        num_attention_heads=shape.num_q_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
         max_position_embeddings=131072,
-        tie_word_embeddings=True,
+        tie_word_embeddings=shape.is_tied,
         bos_token_id=None,
         eos_token_id=None,
         dtype="bfloat16",
@@ -36,23 +60,26 @@ def build_model(num_layers: int = 16, vocab_size: int = 128256) -> LlamaForCausa
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        return LlamaForCausalLM(config).eval()
+        with torch.device(device):
+            return LlamaForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(default)
 
 
-def fill_cache(cache: Cache, num_layers: int, num_keys: int, key_scale: float) -> None:
+def fill_cache(
+    cache: Cache, config: LlamaConfig, num_keys: int, key_scale: float, device: str = "cpu"
+) -> None:
     """Put num_keys normal keys and values into every layer, instead of a prefill.
 
-    The standard deviation of the scores is about 0.9 key_scale: that of a query channel times it.
+    The standard deviation of the scores is that of a query channel times key_scale.
     """
     if num_keys == 0:
         return
-    generator = torch.Generator().manual_seed(num_keys)
-    size = (1, NUM_KV_HEADS, num_keys, HEAD_DIM)
-    keys = torch.randn(size, generator=generator).mul_(key_scale).bfloat16()
-    values = torch.randn(size, generator=generator).bfloat16()
-    for layer_idx in range(num_layers):
+    generator = torch.Generator(device).manual_seed(num_keys)
+    size = (1, config.num_key_value_heads, num_keys, config.head_dim)
+    keys = torch.randn(size, generator=generator, device=device).mul_(key_scale).bfloat16()
+    values = torch.randn(size, generator=generator, device=device).bfloat16()
+    for layer_idx in range(config.num_hidden_layers):
         cache.update(keys.roll(layer_idx, 2), values.roll(layer_idx, 2), layer_idx)
 
 

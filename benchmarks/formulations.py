@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import sift_attention as sift
@@ -15,6 +17,7 @@ from workload import DTYPE_NAMES, Layer, Problem
 Call = Callable[[], Tensor]
 # The widened matmul makes float32 copies up to this size, so that they stay in a core's cache.
 WIDENED_BYTES = 2 << 20
+COPIED_BYTES = 1 << 30  # half of what a copy moves; the L2 cannot hide the other half
 
 
 def sift_call(problem: Problem, sharpness: float, law: sift.PowerLaw | None) -> Call:
@@ -22,6 +25,10 @@ def sift_call(problem: Problem, sharpness: float, law: sift.PowerLaw | None) -> 
     q = problem.query(sharpness)
     layers = problem.layers
     v_sum = None if law is None else problem.v_sum
+    if q.is_cuda:  # a law of numbers would launch two kernels that fill tensors with them
+        law = law or sift.PowerLaw.exact()
+        fill = functools.partial(torch.full, q.shape[:2], dtype=torch.float32, device=q.device)
+        law = sift.PowerLaw(fill(law.log_alpha), fill(law.beta))
 
     def call() -> Tensor:
         k, v, _ = next(layers)
@@ -34,6 +41,26 @@ def read_call(problem: Problem) -> Call:
     """The limit: a reduction that reads every byte of K and V once."""
     layers = problem.layers
     return lambda: next(layers).words.amax()
+
+
+def copy_call() -> Call:
+    """A GPU's limit: a copy, which moves 2 COPIED_BYTES."""
+    source = torch.ones(COPIED_BYTES // 4, dtype=torch.int32, device="cuda")
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def cuda_calls(problem: Problem, sharpness: float, *, flex: bool) -> dict[str, Call]:
+    """Dense attention by PyTorch on a GPU. A backend may refuse a shape when it is called."""
+    q, layers, name = problem.query(sharpness), problem.layers, problem.case.dtype_name
+    calls = {
+        f"SDPA flash, {name}": _sdpa(q, layers, SDPBackend.FLASH_ATTENTION),
+        f"SDPA cuDNN, {name}": _sdpa(q, layers, SDPBackend.CUDNN_ATTENTION),
+        f"grouped matmul, {name}": _grouped_matmul(q, layers),
+    }
+    if flex:
+        calls[f"flex_attention, {name}"] = _flex_attention(q, layers)
+    return calls
 
 
 def pytorch_calls(problem: Problem, sharpness: float, *, flex: bool) -> dict[str, Call]:
@@ -55,14 +82,18 @@ def pytorch_calls(problem: Problem, sharpness: float, *, flex: bool) -> dict[str
     return calls
 
 
-def _sdpa(q: Tensor, layers: Iterator[Layer]) -> Call:
+def _sdpa(q: Tensor, layers: Iterator[Layer], backend: SDPBackend | None = None) -> Call:
     q = q.unsqueeze(2)
 
     def call() -> Tensor:
         k, v, _ = next(layers)
         return scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
-    return call
+    def restricted_call() -> Tensor:
+        with sdpa_kernel(backend):
+            return call()
+
+    return call if backend is None else restricted_call
 
 
 def _flex_attention(q: Tensor, layers: Iterator[Layer]) -> Call:

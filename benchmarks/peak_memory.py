@@ -6,11 +6,21 @@ import ctypes
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 STATUS = Path("/proc/self/status")
 
 
-def peak_extra_bytes(call: Callable[[], object]) -> int | None:
-    """Highest resident memory during a call, less that before it; None where Linux can't tell."""
+def peak_extra_bytes(call: Callable[[], object], device: str = "cpu") -> int | None:
+    """Highest resident memory during a call, less that before it; None where Linux can't tell.
+
+    On a GPU: of what torch's allocator has handed out.
+    """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
     if not STATUS.exists():
         return None
     call()

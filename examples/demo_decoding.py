@@ -97,7 +97,7 @@ def _filled_cache(config: LlamaConfig, num_keys: int, mode: str) -> DynamicCache
         for layer in cache.layers:
             layer.__class__ = GrowingLayer
     if mode != EMPTY:
-        decoder.fill_cache(cache, NUM_LAYERS, num_keys, KEY_SCALE)
+        decoder.fill_cache(cache, config, num_keys, KEY_SCALE)
     return cache
 
 

@@ -1,9 +1,12 @@
 """benchmarks/bench_generate.py: every mode decodes the same text, and counts what it claims."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 NUM_KEYS = 600
@@ -27,24 +30,53 @@ def model(bench):
 
 @pytest.fixture(scope="module")
 def logits(bench, model):
-    return bench.Writer(bench.MODES[0], model, NUM_KEYS, 2).warm_up()
+    return bench.Writer(bench.MODES["cpu"][0], model, NUM_KEYS, 1).warm_up()
 
 
 @pytest.mark.parametrize("index", range(7))
 def test_a_mode_decodes_what_sdpa_does(bench, model, logits, index):
-    mode = bench.MODES[index]
-    writer = bench.Writer(mode, model, NUM_KEYS, bench.WARM_UP_TOKENS + mode.num_tokens)
-    error = (writer.warm_up() - logits).norm() / logits.norm()
+    mode = bench.MODES["cpu"][index]
+    writer = bench.Writer(mode, model, NUM_KEYS, 1)
+    own = writer.warm_up()
     writer.write()
 
+    assert own.shape == logits.shape
+    error = (own - logits).norm() / logits.norm()
     assert len(writer.seconds_per_token) == mode.num_tokens
-    assert writer.text.shape[1] == NUM_KEYS + 1 + bench.WARM_UP_TOKENS + mode.num_tokens
-    if mode.attention is bench.SIFTED:
+    assert writer.text.shape[1] == NUM_KEYS + 1 + len(logits) + mode.num_tokens
+    assert (writer.graph_skips, writer.graph_breaks) == (0, 0)
+    if mode.name.startswith("sift,"):
         assert error < 0.2
         assert 0.05 < writer.loaded_fraction < 0.3
     else:
         assert error < 0.05
         assert writer.loaded_fraction == 1.0
+
+
+def test_compiled_steps_write_what_others_do(bench, monkeypatch):
+    """As on a GPU, where generate() compiles the steps over a static cache."""
+    from transformers.generation.configuration_utils import GenerationConfig
+    from transformers.utils import logging
+
+    import writers
+
+    logging.disable_progress_bar()
+    for of_device in (writers.WARM_UP_TOKENS, writers.UNCOMPILED_TOKENS):
+        monkeypatch.setitem(of_device, "cpu", of_device["cuda"])
+    compiled, eager = (
+        bench.build_model(num_layers=1, vocab_size=256, shape=bench.LLAMA_1B) for _ in range(2)
+    )
+    config = transformers.CompileConfig(backend="aot_eager", mode=None)
+    config._compile_all_devices = True
+    compiled.generation_config = GenerationConfig(compile_config=config)
+    for mode in (mode for mode in bench.MODES["cuda"] if mode.cache == "static"):
+        fast = bench.Writer(mode, compiled, NUM_KEYS, 1)
+        slow = bench.Writer(mode, eager, NUM_KEYS, 1)
+        torch.testing.assert_close(fast.warm_up(), slow.warm_up(), atol=1e-2, rtol=1e-2)
+        fast.write()
+        assert hasattr(fast.model, "_compiled_call")
+        assert len(fast.seconds_per_token) == mode.num_tokens
+        assert fast.graph_breaks == 0
 
 
 def test_a_token_reads_weights_and_keys_and_loaded_values(bench, model):
@@ -53,3 +85,10 @@ def test_a_token_reads_weights_and_keys_and_loaded_values(bench, model):
 
     assert bench.num_bytes(model, 0, 1.0) == weights
     assert bench.num_bytes(model, NUM_KEYS, 0.25) == weights + rows * 5 // 4
+
+
+def test_a_token_does_not_read_an_input_embedding_of_its_own(bench):
+    shape = dataclasses.replace(bench.LLAMA_1B, is_tied=False)
+    model = bench.build_model(num_layers=1, vocab_size=256, shape=shape)
+
+    assert bench.weight_bytes(model) == 2 * (model.num_parameters() - 256 * 2048)
