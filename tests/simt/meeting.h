@@ -18,7 +18,9 @@ inline bool is_same(const Site& x, const Site& y) {
 
 class Meeting {
  public:
-  // `member` is "lane", "warp" or "block"; there are at most 64.
+  static constexpr int kMostMembers = 64;
+
+  // `member` is "lane", "warp" or "block".
   Meeting(const char* member, int size);
 
   // Member i waits at `site`; true when all do, and the next meeting begins. An error unless all

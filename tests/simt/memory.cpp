@@ -59,7 +59,10 @@ stack_t former_stack;
 struct sigaction former_segv, former_bus;
 void (*current_handler)(const void*) = nullptr;
 
-void on_fault(int, siginfo_t* info, void*) { current_handler(info->si_addr); }
+void on_fault(int fault, siginfo_t* info, void*) {
+  current_handler(info->si_addr);
+  signal(fault, SIG_DFL);
+}
 
 }  // namespace
 

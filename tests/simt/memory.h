@@ -27,7 +27,8 @@ class GuardedMemory {
   size_t given_bytes_ = 0;
 };
 
-// While one lives, a forbidden access calls `handler`, which must not return, on a stack of its own.
+// While one lives, a forbidden access calls `handler` on a stack of its own. The handler switches to
+// another context; when it returns instead, the access ends the process.
 class FaultHandler {
  public:
   explicit FaultHandler(void (*handler)(const void* address));

@@ -1,7 +1,9 @@
 #include "scheduler.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <numeric>
+#include <sstream>
 #include <stdexcept>
 
 namespace sift::simt {
@@ -24,8 +26,9 @@ char* stack_end(size_t i) {
 Scheduler* Scheduler::active = nullptr;
 const Thread* running = nullptr;
 
-Block::Block(const Grid& grid)
-    : fibers(static_cast<size_t>(grid.num_threads)),
+Block::Block(const Grid& grid, size_t first_stack)
+    : first_stack(first_stack),
+      fibers(static_cast<size_t>(grid.num_threads)),
       warps(static_cast<size_t>(grid.num_threads / kWarpSize)),
       meeting("warp", grid.num_threads / kWarpSize),
       shared_memory(static_cast<size_t>(grid.shared_bytes)) {}
@@ -46,7 +49,10 @@ Scheduler::Scheduler(const Grid& grid, const std::function<void()>& body, uint32
   }
   const int most = std::min(grid.num_blocks, machine().max_resident_blocks);
   const int num_resident = grid.is_cooperative ? grid.num_blocks : 1 + random_.below(most);
-  for (int i = 0; i < num_resident; ++i) blocks_.push_back(std::make_unique<Block>(grid));
+  for (int i = 0; i < num_resident; ++i) {
+    blocks_.push_back(std::make_unique<Block>(
+        grid, static_cast<size_t>(i) * static_cast<size_t>(grid.num_threads)));
+  }
 }
 
 void Scheduler::run() {
@@ -65,24 +71,20 @@ void Scheduler::run() {
 }
 
 void Scheduler::begin_block(Block& block) {
-  const auto place = static_cast<size_t>(
-      std::find_if(blocks_.begin(), blocks_.end(), [&](auto& b) { return b.get() == &block; }) -
-      blocks_.begin());
   block.idx = block_order_.back();
   block_order_.pop_back();
   block.meeting = Meeting("warp", grid_.num_threads / kWarpSize);
   char* shared_memory = block.shared_memory.poisoned(static_cast<size_t>(grid_.shared_bytes));
-  for (int i = 0; i < grid_.num_threads; ++i) {
-    Fiber& fiber = block.fibers[static_cast<size_t>(i)];
-    static_cast<Thread&>(fiber) = {i, grid_.num_threads, block.idx, grid_.num_blocks,
+  for (size_t i = 0; i < block.fibers.size(); ++i) {
+    const auto thread = static_cast<int>(i);
+    Fiber& fiber = block.fibers[i];
+    static_cast<Thread&>(fiber) = {thread, grid_.num_threads, block.idx, grid_.num_blocks,
                                    shared_memory};
-    fiber.warp = &block.warps[static_cast<size_t>(i / kWarpSize)];
-    fiber.lane = i % kWarpSize;
+    fiber.warp = &block.warps[i / kWarpSize];
+    fiber.lane = thread % kWarpSize;
     fiber.copies.clear();
-    prepare_context(
-        fiber.context,
-        stack_end(place * static_cast<size_t>(grid_.num_threads) + static_cast<size_t>(i)),
-        kStackBytes - kStackColors, enter_fiber);
+    prepare_context(fiber.context, stack_end(block.first_stack + i), kStackBytes - kStackColors,
+                    enter_fiber);
   }
   for (size_t i = 0; i < block.warps.size(); ++i) {
     Warp& warp = block.warps[i];
@@ -186,13 +188,27 @@ void Scheduler::start_copy(const Site& site, void* to, const void* from) {
   fiber_->copies.start(to, from, landing_, random_);
 }
 
+intptr_t Scheduler::shared_offset(const void* address) const {
+  return reinterpret_cast<intptr_t>(address) - reinterpret_cast<intptr_t>(fiber_->shared_memory);
+}
+
 void Scheduler::check_shared(const Site& site, const void* address) {
-  const auto offset =
-      reinterpret_cast<intptr_t>(address) - reinterpret_cast<intptr_t>(fiber_->shared_memory);
-  if (offset < 0 || offset + 16 > grid_.shared_bytes || offset % 16 != 0) {
-    fail(site, "needs 16 aligned bytes of the block's " + std::to_string(grid_.shared_bytes) +
-                   " of shared memory, got offset " + std::to_string(offset));
+  const intptr_t offset = shared_offset(address);
+  if (offset >= 0 && offset + 16 <= grid_.shared_bytes && offset % 16 == 0) return;
+  fail(site, "needs 16 aligned bytes of the block's " + std::to_string(grid_.shared_bytes) +
+                 " of shared memory, got offset " + std::to_string(offset));
+}
+
+void Scheduler::fail_access(const void* address) {
+  std::ostringstream place;
+  const intptr_t offset = shared_offset(address);
+  if (std::abs(offset) < machine().max_shared_bytes) {
+    place << "offset " << offset << " of shared memory, which has " << grid_.shared_bytes
+          << " bytes";
+  } else {
+    place << "address " << address << ", where there is no memory";
   }
+  fail({"a memory access", "", 0}, "hit " + place.str());
 }
 
 void Scheduler::fail(const Site& site, const std::string& sentence) {

@@ -39,9 +39,10 @@ struct Warp {
 };
 
 struct Block {
-  explicit Block(const Grid& grid);
+  Block(const Grid& grid, size_t first_stack);
 
   int idx = 0;  // in the grid
+  const size_t first_stack;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   Meeting meeting;
@@ -67,7 +68,7 @@ class Scheduler {
   void close_copy_group() { fiber_->copies.close_group(); }
   void wait_copy_groups(int num_pending) { fiber_->copies.await(num_pending, landing_, random_); }
   void check_shared(const Site& site, const void* address);
-  // Ends the launch with an error that says where the running thread is.
+  [[noreturn]] void fail_access(const void* address);
   [[noreturn]] void fail(const Site& site, const std::string& sentence);
 
  private:
@@ -80,6 +81,7 @@ class Scheduler {
   Fiber& take_ready();
   void run_another();
   [[noreturn]] void return_to_host();
+  intptr_t shared_offset(const void* address) const;
 
   const Grid grid_;
   const std::function<void()>& body_;

@@ -1,7 +1,9 @@
 #include "simt.h"
 
+#include <algorithm>
 #include <stdexcept>
 
+#include "meeting.h"
 #include "memory.h"
 #include "scheduler.h"
 
@@ -25,16 +27,13 @@ void check(const Grid& grid) {
   require(grid.shared_bytes >= 0 && grid.shared_bytes <= m.max_shared_bytes,
           "at most " + std::to_string(m.max_shared_bytes) + " bytes of shared memory",
           grid.shared_bytes);
-  require(!grid.is_cooperative || grid.num_blocks <= m.max_resident_blocks,
-          "at most " + std::to_string(m.max_resident_blocks) + " blocks that run together",
-          grid.num_blocks);
+  const int most_blocks = std::min(m.max_resident_blocks, Meeting::kMostMembers);
+  require(!grid.is_cooperative || grid.num_blocks <= most_blocks,
+          "at most " + std::to_string(most_blocks) + " blocks that run together", grid.num_blocks);
 }
 
 void on_fault(const void* address) {
-  fail({"a memory access", "", 0},
-       "hit address " + std::to_string(reinterpret_cast<intptr_t>(address)) +
-           ", outside of all memory (shared memory begins at " +
-           std::to_string(reinterpret_cast<intptr_t>(running->shared_memory)) + ")");
+  if (running != nullptr) Scheduler::active->fail_access(address);
 }
 
 // Ends the launch on every way out.
