@@ -1,12 +1,11 @@
 // score_quantile on the CPU against the reference, at every level.
-#include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "catch2.h"
 #include "decode/cpu/at_level.h"
 #include "decode_case.h"
-#include "reference_decode.h"
+#include "quantile_case.h"
 
 namespace sift {
 namespace {
@@ -17,61 +16,14 @@ NamedLevel any_level() {
   return GENERATE(from_range(testable_levels().begin(), testable_levels().end()));
 }
 
-// A decode problem whose sequence b, head h, row r takes query row h of sequence (b + r) % batch.
-struct QuantileProblem {
-  QuantileProblem(const DecodeCase& c, std::vector<int32_t> row_lengths, double tau)
-      : problem(c), lengths(std::move(row_lengths)) {
-    const DecodeParams& d = problem.params;
-    params.q = d.q;
-    params.k = d.k;
-    params.keys = d.keys;
-    params.sinks = d.sinks;
-    params.q_stride_b = 0;
-    params.q_stride_h = d.q_stride_h;
-    params.q_stride_r = d.batch > 1 ? d.q_stride_b : 0;
-    params.batch = d.batch;
-    params.num_q_heads = d.num_q_heads;
-    params.num_kv_heads = d.num_kv_heads;
-    params.num_rows = static_cast<int64_t>(lengths.size()) / d.batch;
-    params.capacity = d.capacity;
-    params.head_dim = d.head_dim;
-    params.quantile = tau;
-    params.scale = d.scale;
-    params.softcap = d.softcap;
-    params.dtype = d.dtype;
-    params.lengths = lengths.data();
-  }
-
-  std::vector<float> run(const Level& level, int num_threads, const ParallelFor& parallel_for) {
-    std::vector<float> quantiles(lengths.size() * params.num_q_heads, -1.0f);
-    params.quantiles = quantiles.data();
+std::vector<float> run(QuantileProblem& problem, const Level& level, int num_threads,
+                       const ParallelFor& parallel_for) {
+  return problem.run([&](const ScoreQuantileParams& params) {
     const int64_t bytes = score_quantile_cpu_workspace_bytes(params, num_threads);
     std::vector<float> workspace(bytes / 4 + 16, kNaN);
     score_quantile_cpu_at_level(level, params, workspace.data(), num_threads, parallel_for);
-    return quantiles;
-  }
-
-  void check(const std::vector<float>& quantiles) const {
-    int64_t i = 0;
-    for (int64_t b = 0; b < params.batch; ++b) {
-      for (int64_t h = 0; h < params.num_q_heads; ++h) {
-        for (int64_t r = 0; r < params.num_rows; ++r, ++i) {
-          const double expected = reference::score_quantile(params, b, h, r);
-          CAPTURE(b, h, r, expected, quantiles[i]);
-          if (std::isnan(expected)) {
-            REQUIRE(std::isnan(quantiles[i]));
-          } else {
-            REQUIRE(std::fabs(quantiles[i] - expected) <= 2e-5 * expected);
-          }
-        }
-      }
-    }
-  }
-
-  DecodeProblem problem;
-  std::vector<int32_t> lengths;
-  ScoreQuantileParams params;
-};
+  });
+}
 
 }  // namespace
 
@@ -80,7 +32,7 @@ TEST_CASE("score_quantile agrees with the reference") {
   const std::vector<int32_t> lengths = {1, 2, 0, 65, 1024, 1025, 5000};
   const auto check = [&](const DecodeCase& c, double tau) {
     QuantileProblem problem(c, lengths, tau);
-    problem.check(problem.run(*level.level, 1, one_thread()));
+    problem.check(run(problem, *level.level, 1, one_thread()));
   };
   for (const int64_t group_size : {1, 3, 17}) {
     for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
@@ -104,7 +56,7 @@ TEST_CASE("score_quantile counts attended keys through masks and pages") {
                                .softcap = 5,
                                .has_sinks = true},
                               {20, 900, 1500, 0, 1, 1400, 30, 31, 1029}, 0.9);
-      problem.check(problem.run(*level.level, 1, one_thread()));
+      problem.check(run(problem, *level.level, 1, one_thread()));
     }
   }
 }
@@ -113,9 +65,9 @@ TEST_CASE("score_quantile gives the same bits on any number of threads") {
   const NamedLevel level = any_level();
   QuantileProblem problem({.num_kv_heads = 3, .group_size = 4, .capacity = 2100},
                           {10, 20, 500, 700, 1000, 1300, 1900, 2100}, 0.95);
-  const std::vector<float> expected = problem.run(*level.level, 1, one_thread());
+  const std::vector<float> expected = run(problem, *level.level, 1, one_thread());
   for (const int num_threads : {2, 5, 16}) {
-    REQUIRE(problem.run(*level.level, num_threads, random_threads(num_threads)) == expected);
+    REQUIRE(run(problem, *level.level, num_threads, random_threads(num_threads)) == expected);
   }
 }
 
@@ -125,11 +77,11 @@ TEST_CASE("score_quantile cuts a tile along its keys for many threads") {
     for (const double tau : {0.3, 0.95}) {
       QuantileProblem problem({.capacity = 9000, .head_dim = 32, .mask = mask},
                               {0, 7500, 1025, 0, 9000, 1, 2048}, tau);
-      const std::vector<float> expected = problem.run(*level.level, 1, one_thread());
+      const std::vector<float> expected = run(problem, *level.level, 1, one_thread());
       problem.check(expected);
       for (const int num_threads : {3, 40}) {
         const std::vector<float> got =
-            problem.run(*level.level, num_threads, random_threads(num_threads));
+            run(problem, *level.level, num_threads, random_threads(num_threads));
         REQUIRE(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
       }
     }
@@ -156,8 +108,8 @@ TEST_CASE("score_quantile holds little more than a tile's scores above the quant
 TEST_CASE("score_quantile of NaN is NaN for the rows that see it") {
   const NamedLevel level = any_level();
   QuantileProblem problem({.group_size = 2, .capacity = 300}, {200, 201, 300}, 0.5);
-  problem.problem.set_k(0, 0, 200, kNaN);
-  problem.check(problem.run(*level.level, 1, one_thread()));
+  problem.keys.set_k(0, 0, 200, kNaN);
+  problem.check(run(problem, *level.level, 1, one_thread()));
 }
 
 }  // namespace sift
