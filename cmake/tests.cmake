@@ -37,7 +37,9 @@ endif()
 
 # The CUDA kernels on the host: every thread a fiber (tests/simt/). Each .cu is included by a .cpp of
 # its own, so that the same source may be CUDA to another target.
-set(kernels)
+set(kernels
+  csrc/decode/cuda/fit_power_law_cuda.cu
+  csrc/decode/cuda/score_quantile_cuda.cu)
 set(kernels_as_cpp)
 foreach(kernel IN LISTS kernels)
   get_filename_component(name ${kernel} NAME_WE)
@@ -47,7 +49,12 @@ foreach(kernel IN LISTS kernels)
 endforeach()
 add_executable(test_simt
   ${kernels_as_cpp}
+  tests/cpp/decode_case.cpp
+  tests/cpp/decode_check.cpp
+  tests/cpp/test_fit_power_law_cuda.cpp
+  tests/cpp/test_score_quantile_cuda.cpp
   tests/cpp/test_simt.cpp
+  tests/cpp/test_simt_bugs.cpp
   tests/simt/context.cpp
   tests/simt/copies.cpp
   tests/simt/fragments.cpp

@@ -25,7 +25,9 @@ std::string describe(const char* member, uint64_t members) {
 
 std::string describe(const Site& site) {
   if (site.line == 0) return site.function;
-  return std::string(site.function) + " (" + site.file + ":" + std::to_string(site.line) + ")";
+  const std::string path = site.file;
+  const std::string name = path.substr(path.rfind('/') + 1);
+  return std::string(site.function) + " (" + name + ":" + std::to_string(site.line) + ")";
 }
 
 Meeting::Meeting(const char* member, int size)

@@ -212,9 +212,11 @@ void Scheduler::fail_access(const void* address) {
 }
 
 void Scheduler::fail(const Site& site, const std::string& sentence) {
-  error_ = "kernel " + std::string(grid_.kernel_name) + ", seed " + std::to_string(seed_) +
-           ", block " + std::to_string(fiber_->block) + ", thread " +
-           std::to_string(fiber_->thread) + ": " + describe(site) + " " + sentence;
+  std::ostringstream text;
+  text << "kernel " << grid_.kernel_name << ", seed " << seed_ << ", block " << fiber_->block
+       << ", warp " << fiber_->warp->idx << ", lane " << fiber_->lane << ": " << describe(site)
+       << " " << sentence;
+  error_ = text.str();
   return_to_host();
 }
 
