@@ -193,7 +193,7 @@ enum class Misuse {
   kWriteBefore,
   kUnalignedCopy,
   kMatrixOutside,
-  kNullPointer,
+  kNoMemory,
 };
 
 SIFT_KERNEL(kThreads, 1) misuse_kernel(const Misuse misuse) {
@@ -232,9 +232,11 @@ SIFT_KERNEL(kThreads, 1) misuse_kernel(const Misuse misuse) {
       dev::load_matrix_x4(m, dev::shared_memory() + 16 * lane());
       break;
     }
-    case Misuse::kNullPointer:
-      memory[0] = *static_cast<volatile char*>(nullptr);
+    case Misuse::kNoMemory: {
+      volatile uintptr_t address = 64;
+      memory[0] = *reinterpret_cast<const char*>(address);
       break;
+    }
   }
 }
 
@@ -259,7 +261,7 @@ TEST_CASE("misuse ends the launch with a sentence that names it") {
       {Misuse::kWriteBefore, {"a write next to the block's shared memory"}},
       {Misuse::kUnalignedCopy, {"copy_async_16 (", "16 aligned bytes", "offset 4"}},
       {Misuse::kMatrixOutside, {"load_matrix_x4 (", "16 aligned bytes", "64 of shared memory"}},
-      {Misuse::kNullPointer, {"address 0, where there is no memory"}},
+      {Misuse::kNoMemory, {"address 0x40, where there is no memory"}},
   }));
   for (int i = 0; i < 20; ++i) {
     const std::string message = message_of(misuse);

@@ -6,6 +6,9 @@
 #include <sstream>
 #include <stdexcept>
 
+// Present where AddressSanitizer is.
+extern "C" void __asan_unpoison_memory_region(const volatile void*, size_t) __attribute__((weak));
+
 namespace sift::simt {
 namespace {
 
@@ -18,7 +21,10 @@ constexpr Site kEnd = {"the kernel's end", "", 0};
 char* stack_end(size_t i) {
   static std::vector<std::unique_ptr<GuardedMemory>> stacks;
   while (stacks.size() <= i) stacks.push_back(std::make_unique<GuardedMemory>(kStackBytes));
-  return stacks[i]->end() - i * 13 * 64 % kStackColors;
+  char* end = stacks[i]->end();
+  // A launch that failed left calls that never return.
+  if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(end - kStackBytes, kStackBytes);
+  return end - i * 13 * 64 % kStackColors;
 }
 
 }  // namespace
