@@ -68,11 +68,10 @@ SIFT_DEVICE Residue residue_of(Residual residual, const Kept& kept, int num_atte
 // memory for one row of D floats per stripe of threads.
 template <class T, int kHeadDim>
 SIFT_DEVICE void combine_head(const DecodeArguments& arguments, int64_t b, int64_t h, int length,
-                              int64_t first_item, float* parts_out) {
+                              int64_t first_item, bool is_exact, float* parts_out) {
   const auto& [params, plan] = arguments;
   const auto hk = static_cast<int>(h / plan.group_size);
   const auto g = static_cast<int>(h % plan.group_size);
-  const bool is_exact = keeps_all(arguments, b, hk);
   const Splits scored = score_splits(length);
   const int head = g % plan.unit_heads;
   const HeadTotal total = head_total(plan, first_item, scored.count, head);
@@ -95,12 +94,13 @@ SIFT_DEVICE void combine_head(const DecodeArguments& arguments, int64_t b, int64
   const int d = dev::thread() % kColumns * 4;
   float sum[4] = {};
   for (int part = stripe; part < parts.count && stripe < kStripes; part += kStripes) {
-    const float weight = parts.weight(part);
-    if (weight == 0) continue;
     const float* out =
         plan.workspace.partial + (parts.item(part) * plan.unit_heads + head) * kHeadDim + d;
+    const float values[4] = {out[0], out[1], out[2],
+                             out[3]};  // asked for with the weight, not after
+    const float weight = parts.weight(part);
     SIFT_UNROLL
-    for (int i = 0; i < 4; ++i) sum[i] += weight * out[i];
+    for (int i = 0; i < 4; ++i) sum[i] += weight == 0 ? 0.0f : weight * values[i];
   }
   if (stripe < kStripes) {
     for (int i = 0; i < 4; ++i) parts_out[stripe * kHeadDim + d + i] = sum[i];

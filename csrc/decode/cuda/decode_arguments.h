@@ -48,9 +48,10 @@ struct DecodePlan {
   int num_slots = 0;       // 3, or 1 when one wave takes the whole batch
   int group_size = 0;      // G
   int units_per_head = 0;
-  int unit_heads = 0;     // query heads per unit; the last one of a group may have fewer
-  int piece_keys = 0;     // keys whose scores are selected from at a time, a multiple of 32
-  int is_aligned = 0;     // rows of K and V begin at multiples of 16 bytes
+  int unit_heads = 0;  // query heads per unit; the last one of a group may have fewer
+  int piece_keys = 0;  // keys whose scores are selected from at a time, a multiple of 32
+  int is_aligned = 0;  // rows of K and V begin at multiples of 16 bytes
+  int is_q_aligned = 0;
   float score_scale = 0;  // of q . k: to log2 units, or with a softcap to its argument
   float softcap_log2 = 0;
   int scores_offset = 0;  // in shared memory, see SharedMemory
@@ -83,6 +84,9 @@ struct HeadLaw {
   }
 };
 
+// Groups of a launch, (sequence, KV head), of which a block remembers whether they keep every key.
+constexpr int kKnownGroups = 4096;
+
 // How a block uses its shared memory. The first part's size is known to the compiler, the second
 // depends on the group and is planned by the host.
 template <int kHeadDim, int kHeadBlocks>
@@ -94,6 +98,7 @@ struct SharedMemory {
     alignas(16) char ring[kRingBytes];
     alignas(16) char q[kUnitHeads * Tile<kHeadDim>::kRowBytes];
     Schedule schedule;
+    uint32_t exact_groups[kKnownGroups / 32];  // see keeps_all
     Softmax softmax[kWarps][kUnitHeads];
     float kept_mass[kWarps][kUnitHeads];
     int count[kWarps];

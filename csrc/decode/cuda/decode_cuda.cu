@@ -31,9 +31,13 @@ int64_t batch_per_launch(const DecodeParams& params) {
   return std::min({params.batch, int64_t{kMaxBatch}, std::max<int64_t>(fitting, 1)});
 }
 
+// `strides`: several, or'ed together.
+bool is_aligned(const void* data, int64_t strides) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && strides * kElementBytes % 16 == 0;
+}
+
 bool is_aligned(const KVLayout& layout) {
-  const int64_t strides = layout.stride_b | layout.stride_h | layout.stride_n;
-  return reinterpret_cast<uintptr_t>(layout.data) % 16 == 0 && strides * kElementBytes % 16 == 0;
+  return is_aligned(layout.data, layout.stride_b | layout.stride_h | layout.stride_n);
 }
 
 // All but the workspace's addresses and what depends on the head dimension.
@@ -54,6 +58,7 @@ DecodePlan make_plan(const DecodeParams& params, int64_t batch) {
   plan.piece_keys =
       std::clamp(kPieceScoreBytes / (4 * plan.group_size) / 32 * 32, 32, kMaxPieceKeys);
   plan.is_aligned = is_aligned(params.k) && is_aligned(params.v);
+  plan.is_q_aligned = is_aligned(params.q, params.q_stride_b | params.q_stride_h);
   const bool has_softcap = params.softcap > 0;
   plan.score_scale = has_softcap ? params.scale / params.softcap : params.scale * kLog2E;
   plan.softcap_log2 = has_softcap ? params.softcap * kLog2E : 0.0f;

@@ -46,7 +46,7 @@ struct DecodeBlock {
       const Unit unit = unit_at(plan, item.unit);
       const int64_t slot_item = slot.first_item + item.first_score_item + item.score_split;
       float* scores = group_scores(arguments, schedule, slot, wave, item.b, unit.hk);
-      if (keeps_all(arguments, item.b, unit.hk)) {
+      if (keeps_all(arguments, item.b, unit.hk, shared.fixed)) {
         score_split<true, T>(arguments, item, unit, slot_item, scores, shared);
       } else {
         score_split<false, T>(arguments, item, unit, slot_item, scores, shared);
@@ -63,7 +63,7 @@ struct DecodeBlock {
          i += dev::num_blocks()) {
       const Item item = item_at<load_splits>(schedule, wave, schedule.first_load_item, i);
       const Unit unit = unit_at(plan, item.unit);
-      if (keeps_all(arguments, item.b, unit.hk)) continue;
+      if (keeps_all(arguments, item.b, unit.hk, shared.fixed)) continue;
       const int num_splits = score_splits(schedule.length[item.b]).count;
       const int64_t first_item = slot.first_item + item.first_score_item;
       const int unit_in_group = item.unit % plan.units_per_head;
@@ -86,31 +86,10 @@ struct DecodeBlock {
           h / plan.group_size * plan.units_per_head + h % plan.group_size / plan.unit_heads;
       const int before = schedule.first_score_item[b] - schedule.first_score_item[wave.begin];
       const int length = schedule.length[b];
-      combine_head<T, kHeadDim>(arguments, b, h, length,
-                                slot.first_item + before + unit * score_splits(length).count,
-                                shared.out_of_warp(0));
+      combine_head<T, kHeadDim>(
+          arguments, b, h, length, slot.first_item + before + unit * score_splits(length).count,
+          keeps_all(arguments, b, h / plan.group_size, shared.fixed), shared.out_of_warp(0));
     }
-  }
-
-  // Whether any group of the launch has rows to select. The same for every thread of the grid.
-  SIFT_DEVICE bool selects() const {
-    const DecodeParams& params = arguments.params;
-    const int64_t num_groups = params.batch * params.num_kv_heads;
-    bool any = false;
-    for (int64_t group = dev::thread(); group < num_groups; group += kThreads) {
-      bool keeps_all = false;
-      for (int g = 0; g < arguments.plan.group_size; ++g) {
-        keeps_all |= params.log_alpha[group * arguments.plan.group_size + g] == -dev::infinity();
-      }
-      any |= !keeps_all;
-    }
-    const uint32_t lanes = dev::ballot(any);
-    if (dev::lane() == 0) shared.fixed.count[dev::warp()] = static_cast<int>(lanes);
-    dev::sync_block();
-    int warps = 0;
-    for (int warp = 0; warp < kWarps; ++warp) warps |= shared.fixed.count[warp];
-    dev::sync_block();
-    return warps != 0;
   }
 };
 
@@ -127,7 +106,7 @@ decode_kernel(const SIFT_GRID_CONSTANT DecodeArguments arguments) {
                 static_cast<int>(arguments.params.num_kv_heads) * arguments.plan.units_per_head,
                 arguments.plan.wave_keys, schedule);
   const DecodeBlock<T, kHeadDim, kHeadBlocks> block{arguments, shared, schedule};
-  const int combine_after = block.selects() ? 2 : 1;
+  const int combine_after = find_exact_groups(arguments, shared.fixed) ? 2 : 1;
   const int num_waves = schedule.num_waves;
   for (int step = 0; step < num_waves + combine_after; ++step) {
     if (step < num_waves) block.score(step);

@@ -37,13 +37,15 @@ SIFT_DEVICE GroupBest find_laws(const DecodeArguments& arguments, int64_t b, int
   const auto& [params, plan] = arguments;
   for (int g = dev::warp(); g < plan.group_size; g += kWarps) {
     const int64_t h = static_cast<int64_t>(hk) * plan.group_size + g;
+    const int64_t i = b * params.num_q_heads + h;
+    const float log_alpha = params.log_alpha[i];
+    const float beta = params.beta[i];
     const HeadTotal total = head_total(plan, group_item + g / plan.unit_heads * num_splits,
                                        num_splits, g % plan.unit_heads);
     const float lse =
         total.is_empty() ? -dev::infinity() : log_sum_exp(total.softmax, sink_of(params, h));
-    const int64_t i = b * params.num_q_heads + h;
-    const float theta = params.log_alpha[i] * kLog2E -
-                        params.beta[i] * dev::log2(static_cast<float>(total.num_attended));
+    const float theta =
+        log_alpha * kLog2E - beta * dev::log2(static_cast<float>(total.num_attended));
     if (dev::lane() == 0) {
       shared.laws[g] = {.lse = lse,
                         .theta = theta > 0 ? 0.0f : theta,
@@ -133,6 +135,16 @@ SIFT_DEVICE void load_split(const DecodeArguments& arguments, const Item& item, 
                             const SharedMemory<kHeadDim, kHeadBlocks>& shared) {
   const auto& [params, plan] = arguments;
   auto& fixed = shared.fixed;
+  const auto start_piece = [&](int first_key) {  // its scores, to shared memory
+    const int left = item.end - first_key;
+    const int num_scores = (left < plan.piece_keys ? left : plan.piece_keys) * plan.group_size;
+    const float* piece = scores + static_cast<int64_t>(first_key) * plan.group_size;
+    for (int i = dev::thread() * 4; i < num_scores; i += kThreads * 4) {
+      dev::copy_async_16(shared.scores + i, piece + i, true);
+    }
+    dev::commit_copies();
+  };
+  start_piece(item.begin);
   const GroupBest best = find_laws(arguments, item.b, unit.hk, group_item, num_splits, shared);
   auto selection = best.is_empty ? Selection::kNone : Selection::kThreshold;
   if (!best.is_empty && !best.passes) {
@@ -150,12 +162,8 @@ SIFT_DEVICE void load_split(const DecodeArguments& arguments, const Item& item, 
 
   const int end = selection == Selection::kNone ? item.begin : item.end;
   for (int first_key = item.begin; first_key < end; first_key += plan.piece_keys) {
+    if (first_key > item.begin) start_piece(first_key);
     const int num_keys = end - first_key < plan.piece_keys ? end - first_key : plan.piece_keys;
-    const float* piece = scores + static_cast<int64_t>(first_key) * plan.group_size;
-    for (int i = dev::thread() * 4; i < num_keys * plan.group_size; i += kThreads * 4) {
-      dev::copy_async_16(shared.scores + i, piece + i, true);
-    }
-    dev::commit_copies();
     dev::wait_copies<0>();
     dev::sync_block();
 
@@ -214,6 +222,7 @@ SIFT_DEVICE void load_split(const DecodeArguments& arguments, const Item& item, 
       fixed.kept_mass[dev::warp()][block * 8 + dev::lane() / 4] = kept_mass[block];
     }
   }
+  dev::wait_copies<0>();  // where nothing was selected, the first piece
   if (dev::thread() == 0) plan.workspace.num_loaded[slot_item] = num_loaded;
   dev::sync_block();
   if (num_loaded > 0) {

@@ -8,32 +8,47 @@
 
 namespace sift {
 
-// The keys of one sequence.
-struct SequenceKeys {
-  const AttendedKeys& keys;
-  int64_t b;
-  int length;  // keys at or beyond it are not attended
-
-  // The block that holds key n of a paged cache, or -1.
-  SIFT_DEVICE int64_t block_of(int n) const {
-    const int64_t id = keys.block_table[b * keys.block_table_stride_b + n / keys.block_size];
-    return id < keys.num_blocks ? id : -1;
-  }
+// The keys of sequence b before `length`.
+class SequenceKeys {
+ public:
+  SIFT_DEVICE SequenceKeys(const AttendedKeys& keys, int64_t b, int length)
+      : keys_(keys), b_(b), length_(length) {}
 
   SIFT_DEVICE bool attends(int n) const {
-    if (n >= length) return false;
-    if (keys.key_mask != nullptr && !keys.key_mask[b * keys.key_mask_stride_b + n]) return false;
-    return keys.block_table == nullptr || block_of(n) >= 0;
+    return is_unmasked(n) && (keys_.block_table == nullptr || block_of(n) >= 0);
   }
 
   // Row n of a KV head, nullptr when n is not attended.
   template <class T>
   SIFT_DEVICE const T* row(const KVLayout& layout, int64_t hk, int n) const {
-    if (!attends(n)) return nullptr;
+    if (!is_unmasked(n)) return nullptr;
     const T* head = static_cast<const T*>(layout.data) + hk * layout.stride_h;
-    if (keys.block_table == nullptr) return head + b * layout.stride_b + n * layout.stride_n;
-    return head + block_of(n) * layout.stride_b + n % keys.block_size * layout.stride_n;
+    if (keys_.block_table == nullptr) return head + b_ * layout.stride_b + n * layout.stride_n;
+    const int64_t block = block_of(n);
+    if (block < 0) return nullptr;
+    return head + block * layout.stride_b + n % block_size() * layout.stride_n;
   }
+
+ private:
+  // In 32 bits, since 64-bit divisions are slow; no key lies beyond a larger block.
+  SIFT_DEVICE int block_size() const {
+    return static_cast<int>(keys_.block_size < INT32_MAX ? keys_.block_size : INT32_MAX);
+  }
+
+  SIFT_DEVICE bool is_unmasked(int n) const {
+    return n < length_ &&
+           (keys_.key_mask == nullptr || keys_.key_mask[b_ * keys_.key_mask_stride_b + n]);
+  }
+
+  // The block that holds key n of a paged cache, or -1.
+  SIFT_DEVICE int64_t block_of(int n) const {
+    const int64_t id = keys_.block_table[b_ * keys_.block_table_stride_b + n / block_size()];
+    return id < keys_.num_blocks ? id : -1;
+  }
+
+  const AttendedKeys& keys_;
+  int64_t b_;
+  int length_;
 };
 
 // The length of sequence b within its capacity.

@@ -54,17 +54,26 @@ struct RunningSoftmax {
   }
 };
 
+// Starts to copy the unit's rows of q to shared memory, zeros for heads that it lacks, as one group
+// of copies where their addresses allow.
 template <class T, int kHeadDim, int kHeadBlocks>
-SIFT_DEVICE void load_queries(const DecodeParams& params, int64_t b, const Unit& unit, char* rows) {
-  for (int i = dev::thread(); i < 8 * kHeadBlocks * kHeadDim; i += kThreads) {
-    const int head = i / kHeadDim;
-    const int d = i % kHeadDim;
-    T& target = reinterpret_cast<T*>(rows + head * Tile<kHeadDim>::kRowBytes)[d];
-    target = head < unit.num_heads
-                 ? static_cast<const T*>(params.q)[b * params.q_stride_b +
-                                                   (unit.first_head + head) * params.q_stride_h + d]
-                 : dev::from_float<T>(0.0f);
+SIFT_DEVICE void start_queries(const DecodeArguments& arguments, int64_t b, const Unit& unit,
+                               char* rows) {
+  constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, per row
+  const DecodeParams& params = arguments.params;
+  for (int i = dev::thread(); i < 8 * kHeadBlocks * kPieces; i += kThreads) {
+    const int head = i / kPieces;
+    const int piece = i % kPieces;
+    char* target = rows + head * Tile<kHeadDim>::kRowBytes + piece * 16;
+    const T* source = static_cast<const T*>(params.q) + b * params.q_stride_b +
+                      (unit.first_head + head) * params.q_stride_h + piece * 8;
+    if (arguments.plan.is_q_aligned || head >= unit.num_heads) {
+      dev::copy_async_16(target, source, head < unit.num_heads);
+    } else {
+      for (int d = 0; d < 8; ++d) reinterpret_cast<T*>(target)[d] = source[d];
+    }
   }
+  dev::commit_copies();
 }
 
 // To log2 units.
@@ -80,8 +89,7 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
                              const SharedMemory<kHeadDim, kHeadBlocks>& shared) {
   const auto& [params, plan] = arguments;
   auto& fixed = shared.fixed;
-  load_queries<T, kHeadDim, kHeadBlocks>(params, item.b, unit, fixed.q);
-  dev::sync_block();
+  start_queries<T, kHeadDim, kHeadBlocks>(arguments, item.b, unit, fixed.q);
 
   const int warp = dev::warp();
   const SequenceKeys keys{params.keys, item.b, item.end};
@@ -127,8 +135,14 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
   };
 
   TileRing<T, kHeadDim, kRingStages<kHeadDim>> ring(shared.ring_of_warp(), plan.is_aligned);
+  const auto stream = [&](int count, auto row_of, auto use) {
+    ring.start(count, row_of);
+    dev::wait_copies<kRingStages<kHeadDim> - 1>();  // the group of q is the oldest
+    dev::sync_block();
+    ring.finish(count, row_of, use);
+  };
   if constexpr (kKeepsAll) {
-    ring.stream(
+    stream(
         2 * my_tiles,
         [&](int i, int row) {
           return keys.row<T>(i % 2 == 0 ? params.k : params.v, unit.hk, first_key(i / 2) + row);
@@ -141,7 +155,7 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
           }
         });
   } else {
-    ring.stream(
+    stream(
         my_tiles,
         [&](int i, int row) { return keys.row<T>(params.k, unit.hk, first_key(i) + row); }, use_k);
   }

@@ -35,7 +35,17 @@ class TileRing {
   // row_of(i, r): where row r < 16 of tile i begins, nullptr: nowhere, zeros take its place.
   template <class RowOf, class Use>
   SIFT_DEVICE void stream(int num_tiles, RowOf row_of, Use use) {
+    start(num_tiles, row_of);
+    finish(num_tiles, row_of, use);
+  }
+
+  // The same in two steps: the first tiles are on their way when start() returns.
+  template <class RowOf>
+  SIFT_DEVICE void start(int num_tiles, RowOf row_of) {
     for (int i = 0; i < kStages - 1; ++i) fetch(i, num_tiles, row_of);
+  }
+  template <class RowOf, class Use>
+  SIFT_DEVICE void finish(int num_tiles, RowOf row_of, Use use) {
     for (int i = 0; i < num_tiles; ++i) {
       fetch(i + kStages - 1, num_tiles, row_of);
       dev::wait_copies<kStages - 1>();

@@ -32,18 +32,44 @@ SIFT_DEVICE Unit unit_at(const DecodePlan& plan, int index) {
           .num_heads = left < plan.unit_heads ? left : plan.unit_heads};
 }
 
-// Whether a head of the group keeps every key: then the group loads all rows, and is decoded in one
-// pass over K and V. The same for every thread.
-SIFT_DEVICE bool keeps_all(const DecodeArguments& arguments, int64_t b, int hk) {
-  const int group_size = arguments.plan.group_size;
-  const float* log_alpha =
-      arguments.params.log_alpha + b * arguments.params.num_q_heads + hk * group_size;
-  uint32_t exact = 0;
-  for (int first = 0; first < group_size; first += 32) {
-    const int g = first + dev::lane();
-    exact |= dev::ballot(g < group_size && log_alpha[g] == -dev::infinity());
+// Whether a head of a group keeps every key: then the group loads all rows, and is decoded in one
+// pass over K and V.
+SIFT_DEVICE bool head_keeps_all(const DecodeArguments& arguments, int64_t group) {
+  const float* log_alpha = arguments.params.log_alpha + group * arguments.plan.group_size;
+  bool any = false;
+  for (int g = 0; g < arguments.plan.group_size; ++g) any |= log_alpha[g] == -dev::infinity();
+  return any;
+}
+
+// Answers that once for all groups of the launch. Returns whether any has rows to select. By all
+// threads; the same for every thread of the grid.
+template <class Fixed>
+SIFT_DEVICE bool find_exact_groups(const DecodeArguments& arguments, Fixed& fixed) {
+  const int64_t num_groups = arguments.params.batch * arguments.params.num_kv_heads;
+  bool selects = false;
+  for (int64_t first = dev::warp() * 32; first < num_groups; first += kThreads) {
+    const int64_t group = first + dev::lane();
+    const bool is_exact = group < num_groups && head_keeps_all(arguments, group);
+    const uint32_t exact = dev::ballot(is_exact);
+    if (first < kKnownGroups && dev::lane() == 0) fixed.exact_groups[first / 32] = exact;
+    selects |= group < num_groups && !is_exact;
   }
-  return exact != 0;
+  const uint32_t lanes = dev::ballot(selects);
+  if (dev::lane() == 0) fixed.count[dev::warp()] = static_cast<int>(lanes);
+  dev::sync_block();
+  int warps = 0;
+  for (int warp = 0; warp < kWarps; ++warp) warps |= fixed.count[warp];
+  dev::sync_block();
+  return warps != 0;
+}
+
+// After find_exact_groups.
+template <class Fixed>
+SIFT_DEVICE bool keeps_all(const DecodeArguments& arguments, int64_t b, int64_t hk,
+                           const Fixed& fixed) {
+  const int64_t group = b * arguments.params.num_kv_heads + hk;
+  if (group >= kKnownGroups) return head_keeps_all(arguments, group);
+  return fixed.exact_groups[group / 32] >> (group % 32) & 1;
 }
 
 // Where a wave's results lie in the workspace.
@@ -78,22 +104,28 @@ struct HeadTotal {
 };
 
 SIFT_DEVICE HeadTotal head_total(const DecodePlan& plan, int64_t item, int num_splits, int head) {
+  constexpr int kSplitsPerLane = kMaxSplits / 32;
+  Softmax parts[kSplitsPerLane];
   Softmax total = {-dev::infinity(), 0.0f};
   int num_attended = 0;
-  for (int split = dev::lane(); split < num_splits; split += 32) {
-    total.max =
-        larger(total.max, plan.workspace.softmax[(item + split) * plan.unit_heads + head].max);
-    num_attended += plan.workspace.num_attended[item + split];
+  SIFT_UNROLL
+  for (int i = 0; i < kSplitsPerLane; ++i) {
+    const int split = dev::lane() + i * 32;
+    parts[i] = {-dev::infinity(), 0.0f};
+    if (split < num_splits) {
+      parts[i] = plan.workspace.softmax[(item + split) * plan.unit_heads + head];
+      num_attended += plan.workspace.num_attended[item + split];
+    }
   }
+  SIFT_UNROLL
+  for (const Softmax& part : parts) total.max = larger(total.max, part.max);
   for (int lanes = 16; lanes > 0; lanes /= 2) {
     total.max = larger(total.max, dev::shuffle_xor(total.max, lanes));
     num_attended += dev::shuffle_xor(num_attended, lanes);
   }
   const float base = total.max == -dev::infinity() ? 0.0f : total.max;
-  for (int split = dev::lane(); split < num_splits; split += 32) {
-    const Softmax part = plan.workspace.softmax[(item + split) * plan.unit_heads + head];
-    total.sum += part.sum * dev::exp2(part.max - base);
-  }
+  SIFT_UNROLL
+  for (const Softmax& part : parts) total.sum += part.sum * dev::exp2(part.max - base);
   for (int lanes = 16; lanes > 0; lanes /= 2) total.sum += dev::shuffle_xor(total.sum, lanes);
   return {total, num_attended};
 }
