@@ -15,7 +15,7 @@
 namespace sift {
 
 // Scratch memory for one call. That of a short one lies on the stack: what takes a tenth of a call
-// from the heap is then free. 128 KB hold a chunk of a group of 12 heads on one thread.
+// from the heap is then free. 256 KB hold a chunk of a group of 12 heads on one thread, of 5 on two.
 class Scratch {
  public:
   explicit Scratch(int64_t num_bytes) {
@@ -26,7 +26,7 @@ class Scratch {
   void* data() { return long_ ? long_->mutable_data_ptr() : short_.data(); }
 
  private:
-  alignas(64) std::array<std::byte, 128 * 1024> short_;  // left as it is
+  alignas(64) std::array<std::byte, 256 * 1024> short_;  // left as it is
   std::optional<torch::stable::Tensor> long_;
 };
 

@@ -9,7 +9,6 @@
 #include "decode/cpu/at_level.h"
 #include "decode/cpu/decode_group.h"
 #include "decode/cpu/dispatch.h"
-#include "decode/cpu/element.h"
 #include "decode/cpu/rows.h"
 #include "decode/cpu/tasks.h"
 #include "decode/cpu/workspace.h"
@@ -17,8 +16,9 @@
 namespace sift {
 namespace {
 
-// A thread more must have this much of K to read to be worth waking.
-constexpr int64_t kMinBytesPerThread = 128 * 1024;
+// Each of several threads must have so many products of q and k to take (16 keys for 8 heads of 128):
+// waking the pool takes 2 to 3 us, and below this two threads were measured to take longer than one.
+constexpr int64_t kMinProductsPerThread = 16 * 1024;
 
 // How the work is divided. Either a thread takes a whole group, whose scores then stay in its
 // cache, or, with few groups, the threads share the chunks of all groups.
@@ -41,8 +41,8 @@ Plan make_plan(const DecodeParams& p, int num_threads) {
     plan.max_chunks = std::max(plan.max_chunks, num_chunks(length));
     num_keys += length;
   }
-  const int64_t k_bytes = num_keys * p.num_kv_heads * p.head_dim * element_bytes(p.dtype);
-  plan.num_slots = std::clamp<int64_t>(k_bytes / kMinBytesPerThread, 1, num_threads);
+  const int64_t num_products = num_keys * p.num_q_heads * p.head_dim;
+  plan.num_slots = std::clamp<int64_t>(num_products / kMinProductsPerThread, 1, num_threads);
   plan.is_split = plan.max_chunks > 1 && plan.num_groups < 4 * plan.num_slots &&
                   plan.num_groups % plan.num_slots != 0;
   return plan;
@@ -73,6 +73,8 @@ struct Memory {
       scratch.positions = workspace.take<int32_t>(kChunkKeys);
       scratch.selected = workspace.take<int32_t>(kScoreStride);
       scratch.rows = workspace.take<const void*>(kChunkKeys + kRowPadding);
+      scratch.parts = workspace.take<const float*>(plan.max_chunks + 1);
+      scratch.part_weights = workspace.take<double>(plan.max_chunks + 1);
       for (RowList& list : scratch.lists) {
         list.own_weights = workspace.take<float>(plan.group_size * kScoreStride);
         list.rows = workspace.take<const void*>(kChunkKeys + kRowPadding);

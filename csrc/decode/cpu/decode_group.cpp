@@ -20,8 +20,8 @@ void prefetch_rows(const void* const* rows, int64_t num_rows, int64_t row_bytes)
 }
 
 // exp(log_alpha - beta ln S), at most 1. NaN counts as 0: that head decodes exactly.
-double theta(float log_alpha, float beta, int64_t num_keys) {
-  const double log_theta = log_alpha - beta * std::log(static_cast<double>(num_keys));
+double theta(float log_alpha, float beta, double log_length) {
+  const double log_theta = log_alpha - beta * log_length;
   return std::isnan(log_theta) ? 0 : std::exp(std::min(log_theta, 0.0));
 }
 
@@ -75,6 +75,7 @@ void GroupDecoder::score(int64_t group, int64_t chunk, const GroupState& state,
 
 void GroupDecoder::merge(int64_t group, const GroupState& state) const {
   const int64_t chunks = num_chunks(group);
+  const double log_length = std::log(static_cast<double>(sequence(group).num_keys));
   for (int64_t g = 0; g < group_size_; ++g) {
     Head& head = state.heads[g];
     head.largest_score = -std::numeric_limits<float>::infinity();
@@ -103,7 +104,7 @@ void GroupDecoder::merge(int64_t group, const GroupState& state) const {
       head.largest_p = -1;
       continue;
     }
-    const double theta_h = theta(p_.log_alpha[row], p_.beta[row], sequence(group).num_keys);
+    const double theta_h = theta(p_.log_alpha[row], p_.beta[row], log_length);
     head.threshold = theta_h == 0 ? -1 : theta_h * head.sum;
     head.largest_p = std::exp(head.largest_score - head.reference) / head.sum;
   }
@@ -193,28 +194,25 @@ void GroupDecoder::combine(int64_t group, const GroupState& state, Scratch& scra
   if (count_loaded() == 0) load_largest(group, state, scratch);
   const int64_t num_loaded = count_loaded();
   p_.num_loaded[group] = static_cast<int32_t>(num_loaded);
-  dispatch_dtype(p_.dtype, [&](auto element) {
-    for (int64_t g = 0; g < group_size_; ++g) {
-      write_head<decltype(element)>(group, g, num_loaded, state);
-    }
-  });
+  for (int64_t g = 0; g < group_size_; ++g) write_head(group, g, num_loaded, state, scratch);
 }
 
-template <typename T>
-void GroupDecoder::write_head(int64_t group, int64_t g, int64_t num_loaded,
-                              const GroupState& state) const {
+void GroupDecoder::write_head(int64_t group, int64_t g, int64_t num_loaded, const GroupState& state,
+                              const Scratch& scratch) const {
   const Head& head = state.heads[g];
   const int64_t row = first_head(group) + g;
   const int64_t num_keys = sequence(group).num_keys;
-  double sums[kMaxHeadDim];
-  std::fill_n(sums, p_.head_dim, 0.0);
+  int64_t num_parts = 0;
+  const auto add_part = [&](const float* part, double weight) {
+    scratch.parts[num_parts] = part;
+    scratch.part_weights[num_parts++] = weight;
+  };
   double kept_mass = 0;
   const bool has_key = !(head.largest_p < 0);
   for (int64_t c = 0; has_key && c < num_chunks(group); ++c) {
     if (state.num_loaded[c] == 0) continue;
     const double weight = std::exp(state.max[c * group_size_ + g] - head.reference) / head.sum;
-    const float* x = chunk_scores(state, c) + g * kScoreStride;
-    for (int64_t d = 0; d < p_.head_dim; ++d) sums[d] += weight * x[d];
+    add_part(chunk_scores(state, c) + g * kScoreStride, weight);
     kept_mass += weight * state.mass[c * group_size_ + g];
   }
   p_.kept_mass[row] = static_cast<float>(kept_mass);
@@ -223,16 +221,14 @@ void GroupDecoder::write_head(int64_t group, int64_t g, int64_t num_loaded,
   const double dropped = num_loaded < num_keys ? std::max(1 - kept_mass - head.sink_mass, 0.0) : 0;
   if (has_key && dropped != 0) {
     if (p_.residual == Residual::kMean) {
-      const float* v_sum = p_.v_sum + group * p_.head_dim;
-      const double weight = dropped / static_cast<double>(num_keys);
-      for (int64_t d = 0; d < p_.head_dim; ++d) sums[d] += weight * v_sum[d];
+      add_part(p_.v_sum + group * p_.head_dim, dropped / static_cast<double>(num_keys));
     } else if (p_.residual == Residual::kRenormalize) {
       const double factor = kept_mass == 0 ? 0 : (1 - head.sink_mass) / kept_mass;
-      for (int64_t d = 0; d < p_.head_dim; ++d) sums[d] *= factor;
+      std::for_each_n(scratch.part_weights, num_parts, [=](double& weight) { weight *= factor; });
     }
   }
-  T* out = static_cast<T*>(p_.out) + row * p_.head_dim;
-  for (int64_t d = 0; d < p_.head_dim; ++d) out[d] = from_float<T>(static_cast<float>(sums[d]));
+  char* out = static_cast<char*>(p_.out) + row * p_.head_dim * element_bytes_;
+  kernels_.write_row(scratch.parts, scratch.part_weights, num_parts, p_.head_dim, out);
 }
 
 }  // namespace sift

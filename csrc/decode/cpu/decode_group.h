@@ -54,6 +54,8 @@ struct Scratch {
   int32_t* positions;        // [kChunkKeys]
   int32_t* selected;         // [kScoreStride]
   const void** rows;         // [kChunkKeys + kRowPadding]: of K
+  const float** parts;       // [max_chunks + 1]: the sums that a row of the output consists of
+  double* part_weights;      // [max_chunks + 1]
   RowList lists[2];          // one is loaded while the next is on its way from memory
   int64_t num_selected = 0;  // lists, where they are taken in turns
 };
@@ -84,8 +86,8 @@ class GroupDecoder {
   RowSource row_source(const KVLayout& kv, int64_t group) const;
   bool keeps_all(const GroupState& state) const;
   void load_largest(int64_t group, const GroupState& state, Scratch& scratch) const;
-  template <typename T>
-  void write_head(int64_t group, int64_t g, int64_t num_loaded, const GroupState& state) const;
+  void write_head(int64_t group, int64_t g, int64_t num_loaded, const GroupState& state,
+                  const Scratch& scratch) const;
 
   const DecodeParams& p_;
   const Level& level_;

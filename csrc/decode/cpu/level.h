@@ -44,6 +44,10 @@ struct RowKernels {
   // kRowsAhead rows should have been asked for; it asks for the others.
   void (*accumulate)(const void* const* rows, int64_t num_rows, const float* weights,
                      int64_t num_heads, int64_t head_dim, float* sums);
+
+  // out[d] = sum over i of weights[i] * parts[i][d], rounded to the element type.
+  void (*write_row)(const float* const* parts, const double* weights, int64_t num_parts,
+                    int64_t head_dim, void* out);
 };
 
 struct Level {

@@ -6,13 +6,14 @@
 #include "decode/cpu/score_rows.h"
 #include "decode/cpu/softmax_chunk.h"
 #include "decode/cpu/sum_rows.h"
+#include "decode/cpu/write_row.h"
 
 namespace sift {
 namespace {
 
 template <typename T>
 constexpr RowKernels row_kernels() {
-  return {prepare_query<T>, score<T>, accumulate<T>};
+  return {prepare_query<T>, score<T>, accumulate<T>, write_row<T>};
 }
 
 constexpr Level make_level(const char* name) {

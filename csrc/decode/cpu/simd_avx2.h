@@ -81,6 +81,23 @@ inline void store_indices(int32_t* out, int32_t first, uint32_t lanes) {
                       _mm256_add_epi32(_mm256_set1_epi32(first), lane_numbers(lanes)));
 }
 
+inline void store_natural(float* x, Vec v) { store(x, v); }
+inline void store_natural(Float16* x, Vec v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(x), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline void store_natural(BFloat16* x, Vec v) {
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i is_odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded =
+      _mm256_add_epi32(bits, _mm256_add_epi32(_mm256_set1_epi32(0x7fff), is_odd));
+  const __m256i quiet_nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  const __m256i wide = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet_nan, is_nan), 16);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(x),
+      _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
+}
+
 template <int kPart>
 inline Vec load_part(const float* x) {
   return load(x + kPart * kWidth);

@@ -82,6 +82,23 @@ inline Vec load_natural(const BFloat16* x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_256(x)), 16));
 }
 
+inline void store_256(void* x, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(x), v); }
+
+inline void store_natural(float* x, Vec v) { store(x, v); }
+inline void store_natural(Float16* x, Vec v) {
+  store_256(x, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline void store_natural(BFloat16* x, Vec v) {
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i is_odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded =
+      _mm512_add_epi32(bits, _mm512_add_epi32(_mm512_set1_epi32(0x7fff), is_odd));
+  const __m512i quiet_nan = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __m512i wide =
+      _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), rounded, quiet_nan);
+  store_256(x, _mm512_cvtepi32_epi16(_mm512_srli_epi32(wide, 16)));
+}
+
 template <int kPart, typename T>
 inline Vec load_part(const T* x) {
   return load_natural(x + kPart * kWidth);

@@ -74,6 +74,12 @@ inline Vec load_natural(const T* x) {
   return Vec{to_float(x[0]), to_float(x[1]), to_float(x[2]), to_float(x[3])};
 }
 
+// And back, rounded to the nearest, ties to even.
+template <typename T>
+inline void store_natural(T* x, Vec v) {
+  for (int i = 0; i < kWidth; ++i) x[i] = from_float<T>(v[i]);
+}
+
 // 2 * kWidth elements in an order of the level's choice: their first or second kWidth. And floats in
 // that order put back in place.
 template <int kPart, typename T>
