@@ -58,7 +58,7 @@ test-cpp: build  ## run the C++ tests (Catch2; from Debian where there is none)
 
 .PHONY: test-py
 test-py: build  ## run the Python tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --junitxml=build/pytest.xml
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --timeout=300 -n $(TEST_WORKERS) --junitxml=build/pytest.xml
 
 .PHONY: lint
 lint: env  ## check style and types
@@ -95,6 +95,10 @@ profile: build  ## where the time of one decode call goes, into docs/cpu_kernel.
 	@$(BIN)/cmake $(BUILD) -DSIFT_BUILD_BENCHMARKS=ON --log-level=ERROR >/dev/null
 	@$(BIN)/cmake --build $(BUILD) --target profile_decode >/dev/null
 	@$(BIN)/python benchmarks/profile_decode.py $(BUILD)/profile_decode
+
+.PHONY: gpu
+gpu:  ## on a machine with a GPU: build, test and measure in 10 minutes, with $(PYTHON) as it is
+	@$(PYTHON) tools/gpu.py $(ARGS)
 
 .PHONY: clean
 clean:  ## remove what was built, but not .venv

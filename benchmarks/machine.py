@@ -1,18 +1,27 @@
-"""What a result was measured on: processor, versions, commit, date."""
+"""What a result was measured on: processor, GPU, versions, commit, date.
+
+python benchmarks/machine.py    # prints it, and which tools and packages this Python finds
+"""
 
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
+import json
 import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ("cmake", "ninja", "g++", "git", "ncu", "compute-sanitizer", "cuobjdump", "nvidia-smi")
+PACKAGES = ("triton", "transformers", "pybind11", "pytest", "pytest-xdist", "pytest-timeout")
+PACKAGES += ("hypothesis", "matplotlib", "tqdm")
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
@@ -96,3 +105,30 @@ def _output(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def main() -> int:
+    has_gpu = torch.cuda.is_available()
+    found = {
+        **describe("cuda" if has_gpu else "cpu"),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "tools": {name: shutil.which(name) for name in TOOLS},
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+    print(json.dumps(found, indent=1))
+    if not has_gpu:
+        print("torch must see a GPU, got none.")
+        return 1
+    print(_output("nvidia-smi"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
