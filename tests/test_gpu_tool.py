@@ -70,7 +70,7 @@ def test_a_command_takes_its_children_along(command, tmp_path):
 
 
 def test_the_stages_fit_ten_minutes_and_run_what_exists(gpu):
-    every = gpu.stages("9.0", has_xdist=True)
+    every = gpu.stages("9.0", {"xdist"})
     names = ["probe", "build", "smoke", "tests", "sanitizer", "bench", "generate", "profile"]
     assert [stage.name for stage in every] == names
     assert sum(stage.share_s for stage in every) <= 60 * gpu.parse([]).minutes
@@ -78,11 +78,11 @@ def test_the_stages_fit_ten_minutes_and_run_what_exists(gpu):
         for command in stage.commands(stage.share_s):
             for word in command.words:
                 assert not word.endswith(".py") or Path(word).exists(), word
-    assert "-n" not in gpu.test_commands(has_xdist=False)[0].words
+    assert "-n" not in gpu.test_commands(set())[0].words
 
 
 def test_stages_are_chosen_by_name(gpu, capsys):
-    every = gpu.stages("9.0", has_xdist=True)
+    every = gpu.stages("9.0", {"xdist"})
     assert [stage.name for stage in gpu.chosen(every, "smoke, build")] == ["build", "smoke"]
     assert gpu.chosen(every, "") == every
     with pytest.raises(SystemExit, match=r"^gpu: --stages must be of probe, .*, got bild$"):

@@ -26,7 +26,8 @@ from command import Command, Log, Outcome, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "gpu"
-PUBLISHED = ("*_cuda.json",)  # of WORK
+PUBLISHED = "*_cuda.json"  # of WORK
+PLUGINS = ("xdist", "pytest_timeout")  # of pytest, used where they are
 
 
 @dataclass(frozen=True)
@@ -97,16 +98,21 @@ def build_commands(architecture: str) -> list[Command]:
     ]
 
 
-def test_commands(has_xdist: bool) -> list[Command]:
-    """The whole suite, the operators first."""
-    workers = ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2)))] if has_xdist else []
-    pytest = [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=short", *workers]
+def test_commands(plugins: set[str]) -> list[Command]:
+    """On CUDA first, then the operators on a side stream, then the CPU's."""
+    options = ["-q", "-rf", "--tb=short", "-p", "no:cacheprovider"]
+    if "xdist" in plugins:
+        options += ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2)))]
+    if "pytest_timeout" in plugins:  # by a thread: a kernel that hangs does not heed a signal
+        options += ["--timeout=90", "--timeout-method=thread"]
+    pytest = [sys.executable, "-m", "pytest", *options, str(ROOT / "tests")]
     environment = {"SIFT_REQUIRE_CUDA": "1", "OMP_NUM_THREADS": "2"}
-    operators = [str(ROOT / "tests"), f"--ignore={ROOT / 'tests' / 'hf'}"]
     return [
-        Command([*pytest, *operators], environment),
-        Command([*pytest, str(ROOT / "tests" / "hf")], environment),
-    ]
+        Command([*pytest, "-k", "cuda"], environment),
+        Command([*pytest, "-k", "cuda", f"--ignore={ROOT / 'tests' / 'hf'}"],
+                {**environment, "SIFT_SIDE_STREAM": "1"}),
+        Command([*pytest, "-k", "not cuda"], environment),
+    ]  # fmt: skip
 
 
 def sanitizer_commands() -> list[Command]:
@@ -119,7 +125,7 @@ def sanitizer_commands() -> list[Command]:
     ]
 
 
-def stages(architecture: str, has_xdist: bool) -> list[Stage]:
+def stages(architecture: str, plugins: set[str]) -> list[Stage]:
     """All of them, in order."""
 
     def benchmark(script: str, result: str, reserve_s: float) -> Callable[[float], list[Command]]:
@@ -142,7 +148,7 @@ def stages(architecture: str, has_xdist: bool) -> list[Stage]:
         ),
         Stage("build", "the operators for this GPU", 110, lambda _: build_commands(architecture)),
         Stage("smoke", "a dozen calls", 30, lambda _: [python("tools/gpu_smoke.py")]),
-        Stage("tests", "the test suite, CUDA required", 120, lambda _: test_commands(has_xdist)),
+        Stage("tests", "the test suite, CUDA required", 120, lambda _: test_commands(plugins)),
         Stage("sanitizer", "small calls under memcheck and racecheck", 60,
               lambda _: sanitizer_commands(), "compute-sanitizer"),
         Stage("bench", "decode against PyTorch", 90,
@@ -184,9 +190,8 @@ def publish(out: Path, results: list[Result], begin: str) -> None:
         "stages": [asdict(result) for result in results],
     }
     (out / "gpu.json").write_text(json.dumps(summary, indent=1) + "\n")
-    for pattern in PUBLISHED:
-        for path in WORK.glob(pattern):
-            shutil.copy(path, out / path.name)
+    for path in WORK.glob(PUBLISHED):
+        shutil.copy(path, out / path.name)
 
 
 def table(results: list[Result]) -> str:
@@ -220,9 +225,9 @@ def chosen(every: list[Stage], names: str) -> list[Stage]:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 1 if any stage failed or ran out of time."""
     arguments = parse(argv)
-    has_xdist = importlib.util.find_spec("xdist") is not None
+    plugins = {name for name in PLUGINS if importlib.util.find_spec(name) is not None}
     architecture = arguments.arch or compute_capability()
-    selected = chosen(stages(architecture, has_xdist), arguments.stages)
+    selected = chosen(stages(architecture, plugins), arguments.stages)
     if arguments.list or arguments.dry_run:
         for stage in selected:
             print(f"{stage.name:10} {stage.share_s:4.0f} s  {stage.purpose}")
@@ -232,9 +237,8 @@ def main(argv: list[str] | None = None) -> int:
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     WORK.mkdir(parents=True, exist_ok=True)
-    for pattern in PUBLISHED:  # of an earlier run
-        for path in WORK.glob(pattern):
-            path.unlink()
+    for path in WORK.glob(PUBLISHED):  # of an earlier run
+        path.unlink()
     end_s = time.monotonic() + 60 * arguments.minutes
     begin = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     results = [Result(stage.name) for stage in selected]
