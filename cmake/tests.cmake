@@ -38,6 +38,12 @@ endif()
 # The CUDA kernels on the host: every thread a fiber (tests/simt/). Each .cu is included by a .cpp of
 # its own, so that the same source may be CUDA to another target.
 set(kernels
+  csrc/decode/cuda/decode_cuda.cu
+  csrc/decode/cuda/decode_d64.cu
+  csrc/decode/cuda/decode_d80.cu
+  csrc/decode/cuda/decode_d96.cu
+  csrc/decode/cuda/decode_d128.cu
+  csrc/decode/cuda/decode_d256.cu
   csrc/decode/cuda/fit_power_law_cuda.cu
   csrc/decode/cuda/score_quantile_cuda.cu)
 set(kernels_as_cpp)
@@ -51,6 +57,7 @@ add_executable(test_simt
   ${kernels_as_cpp}
   tests/cpp/decode_case.cpp
   tests/cpp/decode_check.cpp
+  tests/cpp/test_decode_cuda.cpp
   tests/cpp/test_fit_power_law_cuda.cpp
   tests/cpp/test_score_quantile_cuda.cpp
   tests/cpp/test_simt.cpp

@@ -1,6 +1,9 @@
 // The CUDA decode kernel, its threads run as fibers in random order, against the reference.
-#include <cmath>
+#include <sys/mman.h>
+
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -14,13 +17,14 @@ namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-DecodeOutputs run(DecodeProblem& problem) {
-  return problem.run([](const DecodeParams& params) {
-    const int64_t bytes = decode_cuda_workspace_bytes(params);
-    std::vector<float> workspace(static_cast<size_t>(bytes / 4), kNaN);
-    decode_cuda(params, workspace.data(), nullptr);
-  });
+// With a workspace of NaN.
+void decode(const DecodeParams& params) {
+  const int64_t bytes = decode_cuda_workspace_bytes(params);
+  std::vector<float> workspace(static_cast<size_t>(bytes / 4), kNaN);
+  decode_cuda(params, workspace.data(), nullptr);
 }
+
+DecodeOutputs run(DecodeProblem& problem) { return problem.run(decode); }
 
 Counts check(DecodeCase c) {
   INFO(c.describe());
@@ -146,8 +150,7 @@ TEST_CASE("decode on CUDA gives the same bits on any grid, in any order, and in 
         p.v.data = static_cast<const char*>(p.v.data) + b * p.v.stride_b * 2;
         p.keys.seq_lens += b;
         p.v_sum += b * p.num_kv_heads * p.head_dim;
-        std::vector<float> workspace(static_cast<size_t>(decode_cuda_workspace_bytes(p) / 4), kNaN);
-        decode_cuda(p, workspace.data(), nullptr);
+        decode(p);
       });
       CHECK(std::vector(alone.out.begin(), alone.out.begin() + bytes) ==
             std::vector(expected.out.begin() + b * bytes, expected.out.begin() + (b + 1) * bytes));
@@ -172,17 +175,52 @@ TEST_CASE("decode on CUDA sees NaN in a query and in a key") {
   }
 }
 
-TEST_CASE("decode on CUDA lets a dropped row of V be anything") {
-  DecodeProblem problem({.capacity = 600, .c = 1e9, .residual = Residual::kNone});
-  const DecodeOutputs expected = run(problem);
-  REQUIRE(expected.num_loaded == std::vector<int32_t>{1});
-  int changed = 0;
-  for (int64_t n = 0; n < 600; ++n) {
-    problem.set_v(0, 0, n, kNaN);
-    if (!(run(problem) == expected)) ++changed;
-    if (n == 40) break;
+TEST_CASE("decode on CUDA reads the rows of V that it counts as loaded, and no other") {
+  for (const double c : {1e9, 3.0, 0.0}) {
+    DecodeProblem problem({.capacity = 300, .c = c, .residual = Residual::kNone, .spread = 2});
+    const DecodeOutputs expected = run(problem);
+    const std::vector<uint8_t> v = problem.v;
+    int num_read = 0;
+    for (int64_t n = 0; n < 300; ++n) {
+      problem.set_v(0, 0, n, kNaN);
+      num_read += !(run(problem) == expected);
+      std::copy(v.begin(), v.end(), problem.v.begin());
+    }
+    CHECK(num_read == expected.num_loaded[0]);
   }
-  CHECK(changed <= 1);
+}
+
+TEST_CASE("decode on CUDA takes a group of any size, and many KV heads") {
+  check({.num_kv_heads = 2, .group_size = 71, .capacity = 1500, .spread = 2, .is_aligned = true});
+  check({.num_kv_heads = 300, .group_size = 1, .capacity = 20, .spread = 2});
+}
+
+TEST_CASE("decode on CUDA reaches rows beyond 2^32 bytes") {
+  constexpr int64_t kStride = int64_t{3} << 30;  // elements: 6 GiB from row to row
+  constexpr int kRows = 3;
+  DecodeProblem problem({.group_size = 1, .capacity = kRows, .c = 2.0});
+  const DecodeOutputs expected = run(problem);
+  const size_t bytes = (kRows - 1) * kStride * 2 + 4096;
+  char* memory[2];
+  for (char*& data : memory) {
+    data = static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    REQUIRE(data != MAP_FAILED);
+  }
+  const DecodeOutputs far = problem.run([&](DecodeParams p) {
+    const KVLayout near[2] = {p.k, p.v};
+    for (int i = 0; i < 2; ++i) {
+      for (int64_t n = 0; n < kRows; ++n) {
+        std::memcpy(memory[i] + n * kStride * 2,
+                    static_cast<const char*>(near[i].data) + n * near[i].stride_n * 2, 64 * 2);
+      }
+    }
+    p.k = {memory[0], 0, 0, kStride};
+    p.v = {memory[1], 0, 0, kStride};
+    decode(p);
+  });
+  for (char* data : memory) munmap(data, bytes);
+  CHECK(far == expected);
 }
 
 }  // namespace sift
