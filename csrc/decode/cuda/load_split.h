@@ -69,7 +69,8 @@ SIFT_DEVICE GroupBest find_laws(const DecodeArguments& arguments, int64_t b, int
 template <class Shared>
 SIFT_DEVICE int split_of_best(const DecodePlan& plan, float log2_p, int64_t group_item,
                               int num_splits, const Shared& shared) {
-  const int split = dev::thread();  // kMaxSplits == kThreads
+  static_assert(kMaxSplits == kThreads);
+  const int split = dev::thread();
   bool is_best = false;
   for (int g = 0; g < plan.group_size && split < num_splits; ++g) {
     const int64_t item = group_item + g / plan.unit_heads * num_splits + split;
