@@ -6,9 +6,17 @@ import pytest
 import torch
 from hypothesis import settings
 
+from cases import is_refused_by_cuda
+
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=60, database=None)
 settings.register_profile("nightly", deadline=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Under SIFT_SIDE_STREAM=1 tests on CUDA run on a stream of their own, not on the default one.
+SIDE_STREAM = os.environ.get("SIFT_SIDE_STREAM") == "1"
+# Under SIFT_REQUIRE_CUDA=1 a machine without CUDA fails these tests instead of leaving them out.
+REQUIRE_CUDA = os.environ.get("SIFT_REQUIRE_CUDA") == "1"
+DEVICES = ["cpu", "cuda"] if REQUIRE_CUDA or torch.cuda.is_available() else ["cpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +26,38 @@ def same_start():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """Where the test creates its tensors, on every kind of device in turn."""
+    if request.param == "cuda":
+        request.getfixturevalue("cuda")
+    return request.param
+
+
+@pytest.fixture
+def cuda():
+    """A GPU, on which the test creates its tensors."""
+    if not torch.cuda.is_available():
+        (pytest.fail if REQUIRE_CUDA else pytest.skip)("torch finds no GPU")
+    stream = torch.cuda.Stream() if SIDE_STREAM else torch.cuda.current_stream()
+    with torch.device("cuda"), torch.cuda.stream(stream):
+        yield
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what CUDA refuses, and what is about the CPU."""
+    removed = [item for item in items if runs_on_cuda(item) and is_for_the_cpu(item)]
+    config.hook.pytest_deselected(items=removed)
+    items[:] = [item for item in items if item not in removed]
+
+
+def runs_on_cuda(item):
+    return hasattr(item, "callspec") and item.callspec.params.get("device") == "cuda"
+
+
+def is_for_the_cpu(item):
+    if item.get_closest_marker("cpu_only"):
+        return True
+    return any(is_refused_by_cuda(value) for value in item.callspec.params.values())

@@ -64,6 +64,10 @@ OPCHECK_CASES = [
 ]
 
 
+on_every_device = pytest.mark.usefixtures("device")
+
+
+@on_every_device
 @pytest.mark.parametrize("case", OPCHECK_CASES, ids=str)
 def test_opcheck_decode(case):
     args, options = decode_args(case)
@@ -79,25 +83,28 @@ def test_opcheck_decode(case):
     torch.library.opcheck(OPS.decode.default, (q, k, v, *rest), clean)
 
 
+@on_every_device
 @pytest.mark.parametrize(
-    ("layout", "options"),
+    ("layout", "dtype", "options"),
     [
-        *((layout, {"dtype": dtype}) for dtype in DTYPES for layout in LAYOUTS),
-        ("contiguous", {"masked": False}),
-        ("contiguous", {"sinks": True}),
+        *((layout, dtype, {}) for dtype in DTYPES for layout in LAYOUTS),
+        ("contiguous", None, {"masked": False}),
+        ("contiguous", None, {"sinks": True}),
     ],
 )
-def test_opcheck_score_quantile(layout, options):
-    arguments = make_score_quantile_args(layout, **options)
+def test_opcheck_score_quantile(layout, dtype, options):
+    arguments = make_score_quantile_args(layout, dtype, **options)
     arguments["k"] = arguments["k"].nan_to_num(0.0)
     arguments["lengths"] = arguments["lengths"].clamp(min=1)  # a NaN result would not equal itself
     torch.library.opcheck(OPS.score_quantile.default, (), {**arguments, "scale": 0.1})
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
+@on_every_device
+@pytest.mark.parametrize("has_ints", [True, False])
 @pytest.mark.parametrize("beta", [None, 1.0])
-def test_opcheck_fit_power_law(dtype, beta):
-    lengths = torch.tensor([[1, 2, 4, 8], [0, 2, 20, 30]]).to(dtype)
+def test_opcheck_fit_power_law(has_ints, beta):
+    lengths = torch.tensor([[1, 2, 4, 8], [0, 2, 20, 30]])
+    lengths = lengths.int() if has_ints else lengths.float()
     torch.library.opcheck(OPS.fit_power_law.default, (lengths, torch.rand(2, 3, 4), beta))
 
 
@@ -108,11 +115,12 @@ def attend(q, k, v, v_sum, seq_lens=None):
     return out + 1.0, stats.kept_mass.sum(), stats.num_loaded
 
 
-def attend_inputs(capacity, batch=2, dtype=torch.float32):
+def attend_inputs(capacity, batch=2, dtype=None):
     call = make_call(Case(capacity=capacity, batch=batch, dtype=dtype))
     return call.q, call.k, call.v, call.options["v_sum"]
 
 
+@on_every_device
 @pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_compile(dtype, grad_mode):
@@ -123,6 +131,7 @@ def test_compile(dtype, grad_mode):
             torch.testing.assert_close(got, want)
 
 
+@on_every_device
 def test_compile_once_for_all_lengths():
     graphs = []
 
@@ -144,6 +153,7 @@ def test_compile_reports_bad_arguments():
         torch.compile(attend, fullgraph=True)(q, k[..., :32], v, v_sum)
 
 
+@on_every_device
 def test_compile_the_fit():
     def fit(lengths, quantiles):
         law, ok = sift.fit_power_law(lengths, quantiles, 1.0)
@@ -188,6 +198,7 @@ def test_ahead_of_time_package(tmp_path):
     torch.testing.assert_close(tuple(got), attend(*inputs))
 
 
+@on_every_device
 @pytest.mark.parametrize("name", ["q", "k", "v", "v_sum", "log_alpha"])
 def test_gradients_are_refused(name):
     call = make_call(Case(law="per_head"))
@@ -219,6 +230,7 @@ def test_gradients_are_refused_by_the_others():
         sift.fit_power_law(torch.ones(1, 4).int(), torch.ones(1, 2, 4, requires_grad=True))
 
 
+@on_every_device
 def test_inference_tensors():
     with torch.inference_mode():
         call = make_call(Case())

@@ -3,13 +3,16 @@
 import dataclasses
 import math
 
+import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import sift_attention as sift
-from cases import DTYPES, LAYOUTS, Call, Case, make_call
+from cases import LAYOUTS, Call, Case, assert_same_path, dtypes, head_dims, make_call, tolerance
 from oracle import KeySets, assert_matches_reference
+
+pytestmark = pytest.mark.usefixtures("device")
 
 HEADS = [(1, 1), (4, 1), (6, 2), (8, 8)]
 
@@ -24,8 +27,8 @@ def cases(draw, **fixed):
         "num_q_heads": num_q_heads,
         "num_kv_heads": num_kv_heads,
         "capacity": capacity,
-        "head_dim": draw(st.sampled_from([32, 64, 80])),
-        "dtype": draw(st.sampled_from(DTYPES)),
+        "head_dim": draw(st.sampled_from(head_dims()[:3])),
+        "dtype": draw(st.sampled_from(dtypes())),
         "layout": draw(st.sampled_from(LAYOUTS)),
         "masked": draw(st.booleans()),
         "seq_lens": draw(st.none() | st.tuples(*[st.integers(0, capacity)] * batch)),
@@ -59,7 +62,7 @@ def test_threshold_zero_and_one_are_the_ends(case, seed):
     call.law = sift.PowerLaw(-200.0, 0.0)  # below every p that float32 tells from 0
     out, stats = call.run()
     if torch.equal(stats.num_loaded, exact_stats.num_loaded):
-        assert torch.equal(out, exact)
+        assert_same_path(out, exact)
     call.law = sift.PowerLaw(0.0, 0.0)
     _, stats = call.run()
     assert torch.equal(stats.num_loaded, (exact_stats.num_loaded > 0).int())
@@ -74,7 +77,7 @@ def test_a_higher_threshold_loads_no_more(case, seed):
         _, stats = call.run()
         assert (stats.num_loaded <= loaded).all()
         assert (stats.kept_mass <= mass).all()
-        loaded, mass = stats.num_loaded, stats.kept_mass + 1e-6
+        loaded, mass = stats.num_loaded, stats.kept_mass + 1e-5
 
 
 @given(cases(layout="contiguous", seq_lens=None, masked=False), SEEDS)
@@ -106,7 +109,7 @@ def test_slots_that_are_not_attended(case, seed, num_added, garbage):
         assert torch.equal(a, b)
 
 
-@given(cases(softcap=0.0, sinks=False, dtype=torch.float32), SEEDS, st.floats(-50.0, 50.0))
+@given(cases(softcap=0.0, sinks=False, dtype=None), SEEDS, st.floats(-50.0, 50.0))
 def test_a_constant_added_to_every_score(case, seed, constant):
     call = make_call(case, seed)
     call.k[..., 0] = 1.0
@@ -114,6 +117,7 @@ def test_a_constant_added_to_every_score(case, seed, constant):
     assume(not is_ambiguous(call))
     _, stats = call.run()
     call.q[..., 0] = constant * math.sqrt(case.head_dim)
+    constant = call.q[0, 0, 0].item() / math.sqrt(case.head_dim)  # as q's dtype holds it
     assume(not is_ambiguous(call))
     _, shifted = call.run()
     assert torch.equal(shifted.num_loaded, stats.num_loaded)
@@ -121,7 +125,7 @@ def test_a_constant_added_to_every_score(case, seed, constant):
     torch.testing.assert_close(shifted.lse, stats.lse + constant, atol=1e-3, rtol=1e-5)
 
 
-@given(cases(dtype=torch.float32), SEEDS, st.floats(-3.0, 3.0), st.floats(-3.0, 3.0))
+@given(cases(dtype=None), SEEDS, st.floats(-3.0, 3.0), st.floats(-3.0, 3.0))
 def test_an_affine_map_of_the_values(case, seed, factor, offset):
     call = make_call(case, seed)
     out, stats = call.run()
@@ -135,16 +139,19 @@ def test_an_affine_map_of_the_values(case, seed, factor, offset):
         share = stats.kept_mass[..., None]
     else:
         share = (num_attended > 0).float()
-    torch.testing.assert_close(mapped, factor * out + offset * share, atol=1e-4, rtol=1e-4)
+    bound = 10.0 * tolerance(out.dtype)["atol"]  # V is rounded once more
+    expected = factor * out + (offset * share).to(out.dtype)
+    torch.testing.assert_close(mapped, expected, atol=bound, rtol=bound)
 
 
-@given(cases(residual="renormalize", sinks=False, masked=False, dtype=torch.float32), SEEDS)
+@given(cases(residual="renormalize", sinks=False, masked=False, dtype=None), SEEDS)
 def test_renormalised_output_lies_among_the_values(case, seed):
     call = make_call(dataclasses.replace(case, layout="contiguous", seq_lens=None), seed)
     out, _ = call.run()
     v = call.v.repeat_interleave(case.num_q_heads // case.num_kv_heads, dim=1)
-    assert (out <= v.amax(dim=2) + 1e-5).all()
-    assert (out >= v.amin(dim=2) - 1e-5).all()
+    slack = tolerance(out.dtype)["atol"] * (1.0 + v.abs().max())
+    assert (out <= v.amax(dim=2) + slack).all()
+    assert (out >= v.amin(dim=2) - slack).all()
 
 
 @given(cases(), SEEDS)

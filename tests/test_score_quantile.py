@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sift_attention as sift
-from cases import DTYPES, LAYOUTS, make_score_quantile_args
+from cases import DTYPES, LAYOUTS, best_dtype, dtypes, head_dims, make_score_quantile_args
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 def assert_matches_reference(arguments):
@@ -25,8 +27,8 @@ def assert_matches_reference(arguments):
     ("dtype", "layout", "masked", "sinks"),
     [
         *((*pair, True, False) for pair in itertools.product(DTYPES, LAYOUTS)),
-        (torch.float32, "contiguous", False, False),
-        (torch.float32, "paged", True, True),
+        (None, "contiguous", False, False),
+        (None, "paged", True, True),
     ],
 )
 @pytest.mark.parametrize("quantile", [0.0, 0.5, 0.95, 1.0])
@@ -44,10 +46,10 @@ def test_options(options):
     st.integers(1, 300),
     st.floats(0.0, 1.0),
     st.sampled_from([(1, 1), (4, 2), (3, 1)]),
-    st.sampled_from([32, 64, 96]),
-    st.sampled_from(DTYPES),
+    st.data(),
 )
-def test_any_length_and_quantile(length, quantile, heads, head_dim, dtype):
+def test_any_length_and_quantile(length, quantile, heads, data):
+    head_dim, dtype = data.draw(st.sampled_from(head_dims())), data.draw(st.sampled_from(dtypes()))
     q = torch.randn(1, heads[0], 2, head_dim, dtype=dtype)
     k = torch.randn(1, heads[1], length, head_dim, dtype=dtype)
     lengths = torch.tensor([[length, (length + 1) // 2]], dtype=torch.int32)
@@ -56,9 +58,9 @@ def test_any_length_and_quantile(length, quantile, heads, head_dim, dtype):
 
 def test_rank_is_exact():
     """0.95 * 100 is 95, although 0.95 in float32 is less."""
-    q = torch.zeros(1, 1, 1, 32)
+    q = torch.zeros(1, 1, 1, 64, dtype=best_dtype())
     q[..., 0] = 1.0
-    k = torch.zeros(1, 1, 101, 32)
+    k = torch.zeros(1, 1, 101, 64, dtype=best_dtype())
     k[..., 0] = torch.randperm(101)
     got = sift.score_quantile(q, k, torch.tensor([[101]]).int(), 0.95, scale=0.1)
     expected = (0.1 * torch.arange(101.0)).softmax(0)[95]
@@ -66,7 +68,7 @@ def test_rank_is_exact():
 
 
 def test_keeping_above_the_quantile_keeps_its_share():
-    q, k, v = torch.randn(2, 8, 1, 64), torch.randn(2, 8, 1000, 64), torch.randn(2, 8, 1000, 64)
+    q, k, v = (torch.randn(2, 8, rows, 64, dtype=best_dtype()) for rows in (1, 1000, 1000))
     lengths = torch.full((2, 1), 1000, dtype=torch.int32)
     theta = sift.score_quantile(q, k, lengths, 0.95)[..., 0]
     law = sift.PowerLaw(theta.log(), 0.0)
@@ -108,7 +110,8 @@ def test_nan_sinks_come_out_as_nan(poison):
 
 def make_long_args():
     """One tile of several thousand keys: threads share it by cutting it along the keys."""
-    q, k = torch.randn(1, 4, 4, 32), torch.randn(1, 1, 5000, 32)
+    dtype = best_dtype()
+    q, k = torch.randn(1, 4, 4, 64, dtype=dtype), torch.randn(1, 1, 5000, 64, dtype=dtype)
     lengths = torch.tensor([[5000, 0, 3000, 1]], dtype=torch.int32)
     return {"q": q, "k": k, "lengths": lengths, "quantile": 0.95}
 
@@ -123,6 +126,7 @@ def test_long_rows(order):
     assert_matches_reference(arguments)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("make_args", [lambda: make_score_quantile_args("paged"), make_long_args])
 def test_threads_change_no_bit(make_args):
     arguments = make_args()
@@ -136,6 +140,7 @@ def test_threads_change_no_bit(make_args):
 @pytest.mark.parametrize("shape", [(0, 8, 4), (2, 8, 0)])
 def test_nothing_to_do(shape):
     batch, heads, rows = shape
-    q, k = torch.randn(batch, heads, rows, 64), torch.randn(batch, 2, 10, 64)
+    q = torch.randn(batch, heads, rows, 64, dtype=best_dtype())
+    k = torch.randn(batch, 2, 10, 64, dtype=best_dtype())
     lengths = torch.ones(batch, rows, dtype=torch.int32)
     assert sift.score_quantile(q, k, lengths, 0.5).shape == shape
