@@ -33,14 +33,22 @@ struct QuantileProblem {
     params.scale = d.scale;
     params.softcap = d.softcap;
     params.dtype = d.dtype;
-    params.q_stride_r = d.head_dim + 1;
-    params.q_stride_h = params.num_rows * params.q_stride_r + 1;
-    params.q_stride_b = d.num_q_heads * params.q_stride_h + 1;
-    const int64_t num_elements = keys.lead + d.batch * params.q_stride_b;
-    q.resize(num_elements * element_bytes(d.dtype));
+    const int64_t gap = c.is_aligned ? 8 : 1;
+    params.q_stride_r = d.head_dim + gap;
+    params.q_stride_h = params.num_rows * params.q_stride_r + gap;
+    params.q_stride_b = d.num_q_heads * params.q_stride_h + gap;
+    const int64_t num_elements = d.batch * params.q_stride_b;
+    q.resize((keys.lead + num_elements) * element_bytes(d.dtype));
+    for (int64_t i = -keys.lead; i < num_elements; ++i) keys.set(q, i, reference::kNaN);
     std::mt19937 random(c.seed + 1);
     std::normal_distribution<float> normal;
-    for (int64_t i = 0; i < num_elements - keys.lead; ++i) keys.set(q, i, normal(random));
+    for (int64_t row = 0; row < d.batch * d.num_q_heads * params.num_rows; ++row) {
+      const int64_t head = row / params.num_rows;
+      const int64_t offset = head / d.num_q_heads * params.q_stride_b +
+                             head % d.num_q_heads * params.q_stride_h +
+                             row % params.num_rows * params.q_stride_r;
+      for (int64_t i = 0; i < d.head_dim; ++i) keys.set(q, offset + i, normal(random));
+    }
     params.q = q.data() + keys.lead * element_bytes(d.dtype);
   }
 

@@ -13,6 +13,8 @@ namespace sift {
 int64_t decode_cuda_workspace_bytes(const DecodeParams& params);
 void decode_cuda(const DecodeParams& params, void* workspace, void* stream);
 
+// Query rows are worked through in slabs: at most 64 MiB + 8 B R bytes up to 262,144 keys, beyond
+// that 256 N + 8 B R. Memory as above.
 int64_t score_quantile_cuda_workspace_bytes(const ScoreQuantileParams& params);
 void score_quantile_cuda(const ScoreQuantileParams& params, void* workspace, void* stream);
 

@@ -11,8 +11,6 @@
 namespace sift {
 namespace {
 
-constexpr float kLog2E = 1.44269504f;
-constexpr int64_t kElementBytes = 2;
 // Of scores held at a time; one tile of columns takes more beyond 262,144 keys. A smaller slab would
 // leave multiprocessors idle: at 131,072 keys a tile takes 32 MiB.
 constexpr int64_t kMaxSlabBytes = int64_t{64} << 20;
@@ -31,11 +29,6 @@ int64_t place_workspace(const ScoreQuantileParams& params, char* memory, ScoreQu
   return score_bytes + params.batch * params.num_rows * static_cast<int64_t>(sizeof(RowSpan));
 }
 
-bool is_aligned(const KVLayout& layout) {
-  const int64_t strides = layout.stride_b | layout.stride_h | layout.stride_n;
-  return reinterpret_cast<uintptr_t>(layout.data) % 16 == 0 && strides * kElementBytes % 16 == 0;
-}
-
 // All but the workspace's addresses.
 ScoreQuantilePlan make_plan(const ScoreQuantileParams& params) {
   ScoreQuantilePlan plan;
@@ -48,10 +41,10 @@ ScoreQuantilePlan make_plan(const ScoreQuantileParams& params) {
   plan.num_segments = static_cast<int>(divide_up(plan.score_stride, kSegmentKeys));
   plan.slab_tiles = std::clamp<int64_t>(kMaxSlabBytes / (plan.tile_columns * plan.score_stride * 4),
                                         1, num_tiles(params, plan));
-  plan.is_aligned = is_aligned(params.k);
-  const bool has_softcap = params.softcap > 0;
-  plan.score_scale = has_softcap ? params.scale / params.softcap : params.scale * kLog2E;
-  plan.softcap_log2 = has_softcap ? params.softcap * kLog2E : 0.0f;
+  plan.is_q_aligned =
+      is_aligned(params.q, params.q_stride_b | params.q_stride_h | params.q_stride_r);
+  plan.is_k_aligned = is_aligned(params.k);
+  plan.score_scale = make_score_scale(params.scale, params.softcap);
   return plan;
 }
 

@@ -22,7 +22,9 @@
 
 #include "decode/cuda/block_reduce.h"
 #include "decode/cuda/ordered_scores.h"
+#include "decode/cuda/row_copies.h"
 #include "decode/cuda/rows.h"
+#include "decode/cuda/score_scale.h"
 #include "decode/cuda/tile_products.h"
 #include "decode/cuda/tiles.h"
 #include "decode/params.h"
@@ -45,12 +47,12 @@ struct ScoreQuantilePlan {
   int64_t first_tile = 0;    // of the slab
   int64_t slab_tiles = 0;
   int64_t tiles_per_head = 0;
-  int group_size = 0;       // G
-  int tile_columns = 0;     // at most max_tile_columns(D)
-  int num_segments = 0;     // of keys, kSegmentKeys each
-  bool is_aligned = false;  // rows of K begin at multiples of 16 bytes
-  float score_scale = 0;    // of q . k: to log2 units, or with a softcap to its argument
-  float softcap_log2 = 0;
+  int group_size = 0;         // G
+  int tile_columns = 0;       // at most max_tile_columns(D)
+  int num_segments = 0;       // of keys, kSegmentKeys each
+  bool is_q_aligned = false;  // rows begin at multiples of 16 bytes
+  bool is_k_aligned = false;
+  ScoreScale score_scale;
 };
 
 struct ScoreQuantileArguments {
@@ -127,31 +129,37 @@ struct ScoreMemory {
   static constexpr int kBytes = kQueryBytes + kScoreWarps * Ring::kBytes;
 };
 
-// The columns of a tile of the slab.
+// The columns of one tile: heads of the group and rows, [R, G], those from `first` on.
 struct ColumnTile {
   int64_t b;
   int64_t hk;
-  int64_t first;  // of the KV head
+  int group_size;
+  int first;
   int count;
 
-  SIFT_DEVICE ColumnTile(const ScoreQuantileArguments& arguments, int64_t tile_of_slab) {
+  SIFT_DEVICE ColumnTile(const ScoreQuantileArguments& arguments, int tile_of_slab) {
     const auto& [p, plan] = arguments;
     const int64_t tile = plan.first_tile + tile_of_slab;
-    const int64_t head = tile / plan.tiles_per_head;
-    b = head / p.num_kv_heads;
-    hk = head % p.num_kv_heads;
-    first = tile % plan.tiles_per_head * plan.tile_columns;
-    const int64_t left = p.num_rows * plan.group_size - first;
-    count = left < plan.tile_columns ? static_cast<int>(left) : plan.tile_columns;
+    b = tile / plan.tiles_per_head / p.num_kv_heads;
+    hk = tile / plan.tiles_per_head % p.num_kv_heads;
+    group_size = plan.group_size;
+    first = static_cast<int>(tile % plan.tiles_per_head) * plan.tile_columns;
+    const int left = static_cast<int>(p.num_rows) * group_size - first;
+    count = left < plan.tile_columns ? left : plan.tile_columns;
+  }
+
+  SIFT_DEVICE int row(int column) const { return (first + column) / group_size; }
+  SIFT_DEVICE int64_t head(int column) const {
+    return hk * group_size + (first + column) % group_size;
   }
 };
 
 // Where the longest row of a tile ends. Whole warp.
 SIFT_DEVICE int end_of(const ScoreQuantileArguments& arguments, const ColumnTile& columns) {
   const auto& [p, plan] = arguments;
-  const int64_t last_row = (columns.first + columns.count - 1) / plan.group_size;
+  const int last_row = columns.row(columns.count - 1);
   int end = 0;
-  for (int64_t r = columns.first / plan.group_size + dev::lane(); r <= last_row; r += 32) {
+  for (int r = columns.row(0) + dev::lane(); r <= last_row; r += 32) {
     const int end_of_row = plan.spans[columns.b * p.num_rows + r].end;
     if (end_of_row > end) end = end_of_row;
   }
@@ -162,31 +170,12 @@ SIFT_DEVICE int end_of(const ScoreQuantileArguments& arguments, const ColumnTile
   return end;
 }
 
-// The query rows of a tile's columns to shared memory, zeros where there are none.
-template <class T, int kHeadDim, int kColumns>
-SIFT_DEVICE void load_columns(const ScoreQuantileArguments& arguments, const ColumnTile& columns,
-                              char* rows) {
-  const auto& [p, plan] = arguments;
-  for (int i = dev::thread(); i < kColumns * kHeadDim; i += kScoreThreads) {
-    const int column = i / kHeadDim;
-    const int d = i % kHeadDim;
-    T x = dev::from_float<T>(0.0f);
-    if (column < columns.count) {
-      const int64_t r = (columns.first + column) / plan.group_size;
-      const int64_t h = columns.hk * plan.group_size + (columns.first + column) % plan.group_size;
-      x = static_cast<const T*>(
-          p.q)[columns.b * p.q_stride_b + h * p.q_stride_h + r * p.q_stride_r + d];
-    }
-    reinterpret_cast<T*>(rows + column * Tile<kHeadDim>::kRowBytes)[d] = x;
-  }
-}
-
 template <class T, int kHeadDim>
 SIFT_KERNEL(kScoreThreads, 4)
 score_kernel(SIFT_GRID_CONSTANT const ScoreQuantileArguments arguments) {
   using Memory = ScoreMemory<T, kHeadDim>;
   const auto& [p, plan] = arguments;
-  const int64_t tile_of_slab = dev::block() / plan.num_segments;
+  const int tile_of_slab = dev::block() / plan.num_segments;
   const ColumnTile columns(arguments, tile_of_slab);
   const int64_t begin = int64_t{dev::block() % plan.num_segments} * kSegmentKeys;
   const int end_of_tile = end_of(arguments, columns);
@@ -194,16 +183,21 @@ score_kernel(SIFT_GRID_CONSTANT const ScoreQuantileArguments arguments) {
   const int64_t end = begin + kSegmentKeys < end_of_tile ? begin + kSegmentKeys : end_of_tile;
 
   char* queries = dev::shared_memory();
-  load_columns<T, kHeadDim, Memory::kColumns>(arguments, columns, queries);
+  start_rows<T, kHeadDim, Memory::kColumns>(queries, plan.is_q_aligned, [&](int column) {
+    if (column >= columns.count) return static_cast<const T*>(nullptr);
+    return static_cast<const T*>(p.q) + columns.b * p.q_stride_b +
+           columns.head(column) * p.q_stride_h + columns.row(column) * p.q_stride_r;
+  });
+  dev::wait_copies<0>();
   dev::sync_block();
 
   // The warps take the segment's tiles of keys in turn.
   const int num_tiles = static_cast<int>((end - begin + kTileRows - 1) / kTileRows);
   const auto first_key = [&](int i) { return begin + (i * kScoreWarps + dev::warp()) * kTileRows; };
   const SequenceKeys keys{p.keys, columns.b, static_cast<int>(end)};
-  uint32_t* scores = plan.scores + tile_of_slab * plan.tile_columns * plan.score_stride;
+  uint32_t* scores = plan.scores + int64_t{tile_of_slab} * plan.tile_columns * plan.score_stride;
   typename Memory::Ring ring(queries + Memory::kQueryBytes + dev::warp() * Memory::Ring::kBytes,
-                             plan.is_aligned);
+                             plan.is_k_aligned);
   ring.stream((num_tiles - dev::warp() + kScoreWarps - 1) / kScoreWarps,
               [&](int i, int row) {
                 return keys.row<T>(p.k, columns.hk, static_cast<int>(first_key(i) + row));
@@ -218,10 +212,9 @@ score_kernel(SIFT_GRID_CONSTANT const ScoreQuantileArguments arguments) {
                     const int row = Block::row(j);
                     const int column = block * 8 + Block::column(j);
                     if (column >= columns.count) continue;
-                    float score = blocks[block].x[j] * plan.score_scale;
-                    if (plan.softcap_log2 != 0) score = plan.softcap_log2 * dev::tanh(score);
                     scores[column * plan.score_stride + first_key(i) + row] =
-                        attended >> row & 1 ? ordered_score(score) : kNoScore;
+                        attended >> row & 1 ? ordered_score(plan.score_scale(blocks[block].x[j]))
+                                            : kNoScore;
                   }
                 }
               });
@@ -246,8 +239,8 @@ SIFT_DEVICE float quantile_of(const uint32_t* scores, RowSpan span, double quant
   const float max = score_of(largest);
   if (max == -dev::infinity()) return 0.0f;
 
-  // Weights are at most 1, so the sum of num_keys of them fits 64 bits in this unit: 2^-46 for 131,072
-  // keys, and that many times its half is still far below the precision of a float.
+  // A weight is at most 1, so in these units the sum fits 64 bits. Rounding loses less than one unit
+  // per key: of 131,072 keys, at most 2^-29 of a sum of at least 1.
   float units = 0x1p63f;
   for (int64_t room = 1; room < span.num_keys; room *= 2) units /= 2;
   uint64_t sum = 0;
@@ -268,9 +261,8 @@ select_kernel(SIFT_GRID_CONSTANT const ScoreQuantileArguments arguments) {
   const ColumnTile columns(arguments, dev::block() / plan.tile_columns);
   const int column = dev::block() % plan.tile_columns;
   if (column >= columns.count) return;
-  const int64_t r = (columns.first + column) / plan.group_size;
-  const int64_t h = columns.hk * plan.group_size + (columns.first + column) % plan.group_size;
-  constexpr float kLog2E = 1.44269504f;
+  const int64_t h = columns.head(column);
+  const int64_t r = columns.row(column);
   const float sink = p.sinks == nullptr ? -dev::infinity() : p.sinks[h] * kLog2E;
   const float quantile = quantile_of(plan.scores + dev::block() * plan.score_stride,
                                      plan.spans[columns.b * p.num_rows + r], p.quantile, sink,

@@ -1,0 +1,25 @@
+// From products q . k to scores in log2 units, softcap included.
+#pragma once
+
+#include "device.h"
+
+namespace sift {
+
+constexpr float kLog2E = 1.44269504f;
+
+struct ScoreScale {
+  float factor = 0;   // to log2 units, or with a softcap to its argument
+  float softcap = 0;  // in log2 units; 0: none
+
+  SIFT_DEVICE float operator()(float product) const {
+    const float score = product * factor;
+    return softcap == 0 ? score : softcap * dev::tanh(score);
+  }
+};
+
+inline ScoreScale make_score_scale(float scale, float softcap) {
+  if (softcap == 0) return {scale * kLog2E, 0.0f};
+  return {scale / softcap, softcap * kLog2E};
+}
+
+}  // namespace sift
