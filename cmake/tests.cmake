@@ -62,13 +62,22 @@ add_executable(test_simt
   tests/cpp/test_score_quantile_cuda.cpp
   tests/cpp/test_simt.cpp
   tests/cpp/test_simt_bugs.cpp
+  tests/simt/access_hooks.cpp
   tests/simt/context.cpp
   tests/simt/copies.cpp
   tests/simt/fragments.cpp
   tests/simt/meeting.cpp
   tests/simt/memory.cpp
+  tests/simt/races.cpp
   tests/simt/scheduler.cpp
+  tests/simt/scheduler_memory.cpp
   tests/simt/simt.cpp)
+# Every access to memory in kernels calls tests/simt/access_hooks.cpp, which finds data races.
+if(NOT CMAKE_CXX_FLAGS MATCHES "-fsanitize=")
+  set_source_files_properties(
+    ${kernels_as_cpp} tests/cpp/test_simt.cpp tests/cpp/test_simt_bugs.cpp
+    PROPERTIES COMPILE_OPTIONS -fsanitize=thread)
+endif()
 target_include_directories(test_simt PRIVATE tests/simt)
 target_link_libraries(test_simt PRIVATE sift_core Catch2::Catch2WithMain)
 catch_discover_tests(test_simt)

@@ -219,10 +219,10 @@ SIFT_KERNEL(kThreads, 1) misuse_kernel(const Misuse misuse) {
       dev::sync_grid();
       break;
     case Misuse::kReadBehind:
-      memory[0] = memory[kThreads];
+      if (thread() == 0) memory[0] = memory[kThreads];
       break;
     case Misuse::kWriteBefore:
-      memory[-1] = 0;
+      if (thread() == 0) memory[-1] = 0;
       break;
     case Misuse::kUnalignedCopy:
       dev::copy_async_16(dev::shared_memory() + 4, nullptr, false);

@@ -44,16 +44,13 @@ inline char* shared_memory() { return simt::running->shared_memory; }
 
 // ---- Waiting for other threads ---------------------------------------------------------------------
 
-inline void sync_block(Site site = SIFT_SITE("sync_block")) { simt::meet_block(site); }
-inline void sync_warp(Site site = SIFT_SITE("sync_warp")) { simt::meet_warp(site); }
-inline void sync_grid(Site site = SIFT_SITE("sync_grid")) { simt::meet_grid(site); }
+inline void sync_block(Site site = SIFT_SITE("sync_block")) { simt::sync_block(site); }
+inline void sync_warp(Site site = SIFT_SITE("sync_warp")) { simt::sync_warp(site); }
+inline void sync_grid(Site site = SIFT_SITE("sync_grid")) { simt::sync_grid(site); }
 
 inline void fence() { simt::pause(); }
 inline uint32_t atomic_add(uint32_t* shared_or_global, uint32_t x) {
-  simt::pause();
-  const uint32_t before = *shared_or_global;
-  *shared_or_global += x;
-  return before;
+  return simt::atomic_add(shared_or_global, x);
 }
 template <class T>
 T load_fresh(const T* global) {
@@ -105,7 +102,7 @@ void wait_copies() {
 
 template <int kMatrices, bool kTransposed>
 void load_matrices(uint32_t (&m)[kMatrices], const void* row, const Site& site) {
-  if (lane() < 8 * kMatrices) simt::check_shared(site, row);
+  if (lane() < 8 * kMatrices) simt::read_shared(site, row);
   simt::own_slot().put(row);
   const auto words = simt::meet_warp(site, simt::load_matrices<kMatrices, kTransposed>)[lane()]
                          .template get<std::array<uint32_t, kMatrices>>();

@@ -12,7 +12,6 @@ extern "C" void __asan_unpoison_memory_region(const volatile void*, size_t) __at
 namespace sift::simt {
 namespace {
 
-constexpr size_t kStackBytes = 128 * 1024;
 constexpr size_t kStackColors = 64 * 1024;
 constexpr Site kEnd = {"the kernel's end", "", 0};
 
@@ -37,7 +36,8 @@ Block::Block(const Grid& grid, size_t first_stack)
       fibers(static_cast<size_t>(grid.num_threads)),
       warps(static_cast<size_t>(grid.num_threads / kWarpSize)),
       meeting("warp", grid.num_threads / kWarpSize),
-      shared_memory(static_cast<size_t>(grid.shared_bytes)) {}
+      shared_memory(static_cast<size_t>(grid.shared_bytes)),
+      shared_words(grid.shared_bytes) {}
 
 Scheduler::Scheduler(const Grid& grid, const std::function<void()>& body, uint32_t seed)
     : grid_(grid),
@@ -80,6 +80,7 @@ void Scheduler::begin_block(Block& block) {
   block.idx = block_order_.back();
   block_order_.pop_back();
   block.meeting = Meeting("warp", grid_.num_threads / kWarpSize);
+  block.shared_words.clear();
   char* shared_memory = block.shared_memory.poisoned(static_cast<size_t>(grid_.shared_bytes));
   for (size_t i = 0; i < block.fibers.size(); ++i) {
     const auto thread = static_cast<int>(i);
@@ -89,8 +90,9 @@ void Scheduler::begin_block(Block& block) {
     fiber.warp = &block.warps[i / kWarpSize];
     fiber.lane = thread % kWarpSize;
     fiber.copies.clear();
-    prepare_context(fiber.context, stack_end(block.first_stack + i), kStackBytes - kStackColors,
-                    enter_fiber);
+    char* end = stack_end(block.first_stack + i);
+    fiber.stack_end = end;
+    prepare_context(fiber.context, end, kStackBytes - kStackColors, enter_fiber);
   }
   for (size_t i = 0; i < block.warps.size(); ++i) {
     Warp& warp = block.warps[i];
@@ -115,8 +117,14 @@ void Scheduler::make_ready(Warp& warp) {
   for (int i = 0; i < kWarpSize; ++i) add_ready(warp.lanes[i]);
 }
 
-void Scheduler::make_ready(Block& block) {
-  for (Warp& warp : block.warps) make_ready(warp);
+void Scheduler::pass_barrier(Warp& warp) {
+  ++warp.time;
+  make_ready(warp);
+}
+
+void Scheduler::pass_barrier(Block& block) {
+  ++block.time;
+  for (Warp& warp : block.warps) pass_barrier(warp);
 }
 
 // Meetings fail before all could wait in vain, so there is one.
@@ -164,66 +172,34 @@ const Slot* Scheduler::meet_warp(const Site& site, void (*finish)(Slot*)) {
   return slots;
 }
 
-void Scheduler::meet_block(const Site& site) {
+void Scheduler::sync_warp(const Site& site) {
+  Fiber& self = *fiber_;
+  self.copies.land_some(landing_, random_);
+  if (self.warp->meeting.join(self.lane, site)) pass_barrier(*self.warp);
+  run_another();
+}
+
+void Scheduler::sync_block(const Site& site) {
   Fiber& self = *fiber_;
   Block& block = *self.warp->block;
   self.copies.land_some(landing_, random_);
   if (self.warp->meeting.join(self.lane, site) && block.meeting.join(self.warp->idx, site)) {
-    make_ready(block);
+    pass_barrier(block);
   }
   run_another();
 }
 
-void Scheduler::meet_grid(const Site& site) {
+void Scheduler::sync_grid(const Site& site) {
   if (!grid_.is_cooperative) fail(site, "needs launch_cooperative");
   Fiber& self = *fiber_;
   Block& block = *self.warp->block;
   self.copies.land_some(landing_, random_);
   if (self.warp->meeting.join(self.lane, site) && block.meeting.join(self.warp->idx, site) &&
       grid_meeting_.join(block.idx, site)) {
-    for (const auto& other : blocks_) make_ready(*other);
+    ++time_;
+    for (const auto& other : blocks_) pass_barrier(*other);
   }
   run_another();
-}
-
-void Scheduler::start_copy(const Site& site, void* to, const void* from) {
-  check_shared(site, to);
-  if (reinterpret_cast<uintptr_t>(from) % 16 != 0) {
-    fail(site, "needs a global address that is a multiple of 16");
-  }
-  fiber_->copies.start(to, from, landing_, random_);
-}
-
-intptr_t Scheduler::shared_offset(const void* address) const {
-  return reinterpret_cast<intptr_t>(address) - reinterpret_cast<intptr_t>(fiber_->shared_memory);
-}
-
-void Scheduler::check_shared(const Site& site, const void* address) {
-  const intptr_t offset = shared_offset(address);
-  if (offset >= 0 && offset + 16 <= grid_.shared_bytes && offset % 16 == 0) return;
-  fail(site, "needs 16 aligned bytes of the block's " + std::to_string(grid_.shared_bytes) +
-                 " of shared memory, got offset " + std::to_string(offset));
-}
-
-void Scheduler::fail_access(const void* address) {
-  std::ostringstream place;
-  const intptr_t offset = shared_offset(address);
-  if (std::abs(offset) < machine().max_shared_bytes) {
-    place << "offset " << offset << " of shared memory, which has " << grid_.shared_bytes
-          << " bytes";
-  } else {
-    place << "address " << address << ", where there is no memory";
-  }
-  fail({"a memory access", "", 0}, "hit " + place.str());
-}
-
-void Scheduler::fail(const Site& site, const std::string& sentence) {
-  std::ostringstream text;
-  text << "kernel " << grid_.kernel_name << ", seed " << seed_ << ", block " << fiber_->block
-       << ", warp " << fiber_->warp->idx << ", lane " << fiber_->lane << ": " << describe(site)
-       << " " << sentence;
-  error_ = text.str();
-  return_to_host();
 }
 
 void Scheduler::enter_fiber() {

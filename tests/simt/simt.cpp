@@ -61,16 +61,20 @@ Slot& own_slot() { return Scheduler::active->own_slot(); }
 const Slot* meet_warp(const Site& site, void (*finish)(Slot*)) {
   return Scheduler::active->meet_warp(site, finish);
 }
-void meet_block(const Site& site) { Scheduler::active->meet_block(site); }
-void meet_grid(const Site& site) { Scheduler::active->meet_grid(site); }
+void sync_warp(const Site& site) { Scheduler::active->sync_warp(site); }
+void sync_block(const Site& site) { Scheduler::active->sync_block(site); }
+void sync_grid(const Site& site) { Scheduler::active->sync_grid(site); }
 void pause() { Scheduler::active->pause(); }
 void start_copy(const Site& site, void* to, const void* from) {
   Scheduler::active->start_copy(site, to, from);
 }
 void close_copy_group() { Scheduler::active->close_copy_group(); }
 void wait_copy_groups(int num_pending) { Scheduler::active->wait_copy_groups(num_pending); }
-void check_shared(const Site& site, const void* address) {
-  Scheduler::active->check_shared(site, address);
+void read_shared(const Site& site, const void* address) {
+  Scheduler::active->read_shared(site, address);
+}
+uint32_t atomic_add(uint32_t* address, uint32_t x) {
+  return Scheduler::active->atomic_add(address, x);
 }
 void fail(const Site& site, const std::string& sentence) {
   Scheduler::active->fail(site, sentence);

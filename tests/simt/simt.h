@@ -72,11 +72,15 @@ class Slot {
 // all 32. The last to arrive calls `finish`, when given, for all.
 Slot& own_slot();
 const Slot* meet_warp(const Site& site, void (*finish)(Slot* slots) = nullptr);
-void meet_block(const Site& site);
-void meet_grid(const Site& site);
+
+// Barriers, which order what threads do to memory. The exchange of values does not.
+void sync_warp(const Site& site);
+void sync_block(const Site& site);
+void sync_grid(const Site& site);
 
 // Lets other threads run first, perhaps.
 void pause();
+uint32_t atomic_add(uint32_t* address, uint32_t x);
 
 // cp.async of 16 bytes, zeros when `from` is null, and its groups. The bytes land at a random moment
 // until the wait that demands them.
@@ -84,8 +88,8 @@ void start_copy(const Site& site, void* to, const void* from);
 void close_copy_group();
 void wait_copy_groups(int num_pending);
 
-// Ends the launch with an error unless the 16 bytes are aligned and in this block's shared memory.
-void check_shared(const Site& site, const void* address);
+// A read of 16 bytes that must be aligned and in this block's shared memory.
+void read_shared(const Site& site, const void* address);
 
 // Ends the launch with an error that says where the running thread is.
 [[noreturn]] void fail(const Site& site, const std::string& sentence);
