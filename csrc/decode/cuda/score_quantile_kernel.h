@@ -123,7 +123,8 @@ constexpr int max_tile_columns(int64_t head_dim) { return head_dim > 128 ? 32 : 
 // A block's shared memory: the queries of its columns, then a ring of K tiles for each warp.
 template <class T, int kHeadDim>
 struct ScoreMemory {
-  using Ring = TileRing<T, kHeadDim, 2>;
+  static constexpr int kStages = 2;
+  using Ring = TileRing<T, kHeadDim, kStages>;
   static constexpr int kColumns = max_tile_columns(kHeadDim);
   static constexpr int kQueryBytes = kColumns * Tile<kHeadDim>::kRowBytes;
   static constexpr int kBytes = kQueryBytes + kScoreWarps * Ring::kBytes;
@@ -188,36 +189,37 @@ score_kernel(SIFT_GRID_CONSTANT const ScoreQuantileArguments arguments) {
     return static_cast<const T*>(p.q) + columns.b * p.q_stride_b +
            columns.head(column) * p.q_stride_h + columns.row(column) * p.q_stride_r;
   });
-  dev::wait_copies<0>();
-  dev::sync_block();
 
   // The warps take the segment's tiles of keys in turn.
   const int num_tiles = static_cast<int>((end - begin + kTileRows - 1) / kTileRows);
   const auto first_key = [&](int i) { return begin + (i * kScoreWarps + dev::warp()) * kTileRows; };
   const SequenceKeys keys{p.keys, columns.b, static_cast<int>(end)};
   uint32_t* scores = plan.scores + int64_t{tile_of_slab} * plan.tile_columns * plan.score_stride;
+  const int my_tiles = (num_tiles - dev::warp() + kScoreWarps - 1) / kScoreWarps;
+  const auto row_of = [&](int i, int row) {
+    return keys.row<T>(p.k, columns.hk, static_cast<int>(first_key(i) + row));
+  };
+  const auto use = [&](int i, const char* tile, RowMask attended) {
+    Block blocks[Memory::kColumns / 8];
+    score_tile<T, kHeadDim>(tile, queries, blocks);
+    SIFT_UNROLL
+    for (int block = 0; block < Memory::kColumns / 8; ++block) {
+      SIFT_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const int row = Block::row(j);
+        const int column = block * 8 + Block::column(j);
+        if (column >= columns.count) continue;
+        scores[column * plan.score_stride + first_key(i) + row] =
+            attended >> row & 1 ? ordered_score(plan.score_scale(blocks[block].x[j])) : kNoScore;
+      }
+    }
+  };
   typename Memory::Ring ring(queries + Memory::kQueryBytes + dev::warp() * Memory::Ring::kBytes,
                              plan.is_k_aligned);
-  ring.stream((num_tiles - dev::warp() + kScoreWarps - 1) / kScoreWarps,
-              [&](int i, int row) {
-                return keys.row<T>(p.k, columns.hk, static_cast<int>(first_key(i) + row));
-              },
-              [&](int i, const char* tile, RowMask attended) {
-                Block blocks[Memory::kColumns / 8];
-                score_tile<T, kHeadDim>(tile, queries, blocks);
-                SIFT_UNROLL
-                for (int block = 0; block < Memory::kColumns / 8; ++block) {
-                  SIFT_UNROLL
-                  for (int j = 0; j < 4; ++j) {
-                    const int row = Block::row(j);
-                    const int column = block * 8 + Block::column(j);
-                    if (column >= columns.count) continue;
-                    scores[column * plan.score_stride + first_key(i) + row] =
-                        attended >> row & 1 ? ordered_score(plan.score_scale(blocks[block].x[j]))
-                                            : kNoScore;
-                  }
-                }
-              });
+  ring.start(my_tiles, row_of);
+  dev::wait_copies<Memory::kStages - 1>();  // the group of the queries is the oldest
+  dev::sync_block();
+  ring.finish(my_tiles, row_of, use);
 }
 
 // ---- select_kernel: a block per column -------------------------------------------------------------
