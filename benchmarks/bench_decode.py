@@ -195,9 +195,11 @@ def main() -> None:
         if on_gpu:
             torch.cuda.empty_cache()
 
-    print_figures(result)
+    if result["rows"]:
+        print_figures(result)
     for refusal in bench.refused:
         print("refused:", *refusal.values(), sep="  ")
+    write_json(result, path)
     print("\nwrote", *[os.path.relpath(written) for written in (path, *plot(result, path))])
 
 

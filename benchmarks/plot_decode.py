@@ -35,28 +35,32 @@ COLOURS = {
 LIMITS = {READ: "a plain read of K and V", COPY: "a copy"}
 STYLES = {"fp32": "--", "widened": "-.", READ: ":"}
 SHARE_KEYS = 32768
+SHORTEST_ON_GPU = 4096  # below it a call's launch decides
 
 
 def plot(result: dict[str, Any], json_path: Path) -> list[Path]:
     """Write `<name>_time.png`, `<name>_share.png` and so on beside the JSON; their paths."""
     every = shown(result)
+    if every and every[0].on_gpu:
+        every = [cell for cell in every if cell.keys >= SHORTEST_ON_GPU]
     long = [cell for cell in every if cell.keys == SHARE_KEYS]
     plots = {"time": (_plot_time, every), "share": (_plot_share, long)}
-    if every[0].on_gpu:
+    if every and every[0].on_gpu:
         primary = [cell for cell in every if cell.shape == every[0].shape]
         plots["speedup"] = (_plot_speed_up, primary)
-    paths = {kind: json_path.with_name(f"{json_path.stem}_{kind}.png") for kind in plots}
+    paths = []
     for kind, (draw, chosen) in plots.items():
-        draw(chosen, paths[kind])
-    return list(paths.values())
+        if chosen:  # a result that was cut short may have nothing to show
+            paths.append(json_path.with_name(f"{json_path.stem}_{kind}.png"))
+            draw(chosen, paths[-1])
+    return paths
 
 
 def _plot_time(every: list[Cell], path: Path) -> None:
     """A panel for each variant of each shape that was timed at many lengths."""
     panels: dict[tuple[str, str], list[Cell]] = {}
     for cell in every:
-        if not cell.on_gpu or cell.keys >= 4096:
-            panels.setdefault((cell.shape, cell.variant), []).append(cell)
+        panels.setdefault((cell.shape, cell.variant), []).append(cell)
     panels = {key: sorted(v, key=_keys) for key, v in panels.items() if len(v) > 4} or panels
     figure, axes = plt.subplots(
         1,
@@ -118,7 +122,7 @@ def _plot_speed_up(primary: list[Cell], path: Path) -> None:
         layout="constrained",
     )
     for axis, variant in zip(axes.flat, variants, strict=True):
-        found = [cell for cell in primary if cell.variant == variant and cell.keys >= 4096]
+        found = [cell for cell in primary if cell.variant == variant]
         for cell in sorted(found, key=_keys):
             names = [n for n in (EXACT, *cell.sifted()) if cell.speed_up(n, cell.baseline)]
             points = sorted(

@@ -1,6 +1,5 @@
 """tools/gpu.py: stages are chosen, run within their time, and summed up, with or without a GPU."""
 
-import importlib
 import json
 import sys
 import time
@@ -8,42 +7,35 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parent.parent / "tools"
+import command
+import gpu
+
 SLEEP = "import time; print('begun'); time.sleep(60)"
 SAVE = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('saved')"
 
 
-@pytest.fixture
-def command(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    module = importlib.import_module("command")
-    monkeypatch.setattr(module, "GRACE_S", 0.5)
-    return module
+@pytest.fixture(autouse=True)
+def short_and_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "GRACE_S", 0.5)
+    monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
 
 
-@pytest.fixture
-def gpu(command, monkeypatch, tmp_path):
-    module = importlib.import_module("gpu")
-    monkeypatch.setattr(module, "WORK", tmp_path / "work")
-    return module
-
-
-def run(command, tmp_path, code, limit_s=30.0, **environment):
+def run(tmp_path, code, limit_s=30.0, **environment):
     with command.Log(tmp_path / "log") as log:
         words = [sys.executable, "-c", code]
         outcome = command.run_command(command.Command(words, environment), limit_s, tmp_path, log)
     return outcome, (tmp_path / "log").read_text()
 
 
-def test_a_command_tells_its_outcome_and_last_line(command, tmp_path):
-    outcome, log = run(command, tmp_path, "import os; print(os.environ['A']); print()", A="seen")
+def test_a_command_tells_its_outcome_and_last_line(tmp_path):
+    outcome, log = run(tmp_path, "import os; print(os.environ['A']); print()", A="seen")
     assert outcome == (command.Outcome.PASSED, "seen")
     assert "A=seen" in log
-    outcome, _ = run(command, tmp_path, "import sys; print('out'); sys.exit('bad')")
+    outcome, _ = run(tmp_path, "import sys; print('out'); sys.exit('bad')")
     assert outcome == (command.Outcome.FAILED, "bad")
 
 
-def test_a_command_without_a_program_fails(command, tmp_path):
+def test_a_command_without_a_program_fails(tmp_path):
     with command.Log(tmp_path / "log") as log:
         outcome, reason = command.run_command(
             command.Command(["no-such-program"]), 1.0, tmp_path, log
@@ -53,35 +45,35 @@ def test_a_command_without_a_program_fails(command, tmp_path):
 
 
 @pytest.mark.parametrize(("code", "last"), [(SLEEP, "begun"), (SAVE, "saved")])
-def test_a_command_ends_at_its_limit(command, tmp_path, code, last):
+def test_a_command_ends_at_its_limit(tmp_path, code, last):
     begin_s = time.monotonic()
-    outcome, _ = run(command, tmp_path, code, limit_s=1.0)
+    outcome, _ = run(tmp_path, code, limit_s=1.0)
     assert outcome[0] is command.Outcome.TIME_UP
     assert last in outcome[1] or "KeyboardInterrupt" in outcome[1]
     assert time.monotonic() - begin_s < 20.0
 
 
-def test_a_command_takes_its_children_along(command, tmp_path):
+def test_a_command_takes_its_children_along(tmp_path):
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEP!r}])"
     begin_s = time.monotonic()
-    outcome, _ = run(command, tmp_path, child, limit_s=1.0)
+    outcome, _ = run(tmp_path, child, limit_s=1.0)
     assert outcome[0] is command.Outcome.TIME_UP
     assert time.monotonic() - begin_s < 20.0
 
 
-def test_the_stages_fit_ten_minutes_and_run_what_exists(gpu):
+def test_the_stages_fit_ten_minutes_and_run_what_exists():
     every = gpu.stages("9.0", {"xdist"})
     names = ["probe", "build", "smoke", "tests", "sanitizer", "bench", "generate", "profile"]
     assert [stage.name for stage in every] == names
     assert sum(stage.share_s for stage in every) <= 60 * gpu.parse([]).minutes
     for stage in every:
-        for command in stage.commands(stage.share_s):
-            for word in command.words:
+        for step in stage.commands(stage.share_s):
+            for word in step.words:
                 assert not word.endswith(".py") or Path(word).exists(), word
     assert "-n" not in gpu.test_commands(set())[0].words
 
 
-def test_stages_are_chosen_by_name(gpu, capsys):
+def test_stages_are_chosen_by_name(capsys):
     every = gpu.stages("9.0", {"xdist"})
     assert [stage.name for stage in gpu.chosen(every, "smoke, build")] == ["build", "smoke"]
     assert gpu.chosen(every, "") == every
@@ -91,7 +83,7 @@ def test_stages_are_chosen_by_name(gpu, capsys):
     assert capsys.readouterr().out.split()[0] == "bench"
 
 
-def test_a_dry_run_says_what_it_would_run(gpu, tmp_path, capsys):
+def test_a_dry_run_says_what_it_would_run(tmp_path, capsys):
     out = tmp_path / "out"
     assert gpu.main(["--dry-run", "--arch", "10.0", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -104,17 +96,17 @@ def test_a_dry_run_says_what_it_would_run(gpu, tmp_path, capsys):
     assert not out.exists()
 
 
-def stage(gpu, name, *codes, share_s=10.0, tool=""):
+def stage(name, *codes, share_s=10.0, tool=""):
     commands = [gpu.Command([sys.executable, "-c", code]) for code in codes]
     return gpu.Stage(name, "a test", share_s, lambda _: commands, tool)
 
 
-def test_a_failed_stage_stops_nothing(gpu, monkeypatch, tmp_path, capsys):
+def test_a_failed_stage_stops_nothing(monkeypatch, tmp_path, capsys):
     write = f"open({str(tmp_path / 'work' / 'x_cuda.json')!r}, 'w').write('{{}}'); print('wrote')"
     every = [
-        stage(gpu, "first", "raise SystemExit('bad')", "print('went on')"),
-        stage(gpu, "second", write),
-        stage(gpu, "third", "print('never')", tool="no-such-tool"),
+        stage("first", "raise SystemExit('bad')", "print('went on')"),
+        stage("second", write),
+        stage("third", "print('never')", tool="no-such-tool"),
     ]
     monkeypatch.setattr(gpu, "stages", lambda *_: every)
     out = tmp_path / "out"
@@ -137,10 +129,10 @@ def test_a_failed_stage_stops_nothing(gpu, monkeypatch, tmp_path, capsys):
     assert gpu.main(["--out", str(out)]) == 0
 
 
-def test_a_stage_leaves_the_later_ones_their_share(gpu, monkeypatch, tmp_path):
+def test_a_stage_leaves_the_later_ones_their_share(monkeypatch, tmp_path):
     every = [
-        stage(gpu, "slow", SLEEP, "print('no time for this')"),
-        stage(gpu, "quick", "print('done')", share_s=58.0),
+        stage("slow", SLEEP, "print('no time for this')"),
+        stage("quick", "print('done')", share_s=58.0),
     ]
     monkeypatch.setattr(gpu, "stages", lambda *_: every)
     assert gpu.main(["--out", str(tmp_path), "--minutes", "1"]) == 1

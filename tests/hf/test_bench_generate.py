@@ -1,40 +1,30 @@
 """benchmarks/bench_generate.py: every mode decodes the same text, and counts what it claims."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+import bench_generate as bench
+import writers
+
 NUM_KEYS = 600
 
 
 @pytest.fixture(scope="module")
-def bench():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import bench_generate
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return bench_generate
-
-
-@pytest.fixture(scope="module")
-def model(bench):
+def model():
     bench.register_grouped_matmul(NUM_KEYS)
     return bench.build_model(num_layers=1, vocab_size=256)
 
 
 @pytest.fixture(scope="module")
-def logits(bench, model):
+def logits(model):
     return bench.Writer(bench.MODES["cpu"][0], model, NUM_KEYS, 1).warm_up()
 
 
 @pytest.mark.parametrize("index", range(7))
-def test_a_mode_decodes_what_sdpa_does(bench, model, logits, index):
+def test_a_mode_decodes_what_sdpa_does(model, logits, index):
     mode = bench.MODES["cpu"][index]
     writer = bench.Writer(mode, model, NUM_KEYS, 1)
     own = writer.warm_up()
@@ -53,12 +43,10 @@ def test_a_mode_decodes_what_sdpa_does(bench, model, logits, index):
         assert writer.loaded_fraction == 1.0
 
 
-def test_compiled_steps_write_what_others_do(bench, monkeypatch):
+def test_compiled_steps_write_what_others_do(monkeypatch):
     """As on a GPU, where generate() compiles the steps over a static cache."""
     from transformers.generation.configuration_utils import GenerationConfig
     from transformers.utils import logging
-
-    import writers
 
     logging.disable_progress_bar()
     for of_device in (writers.WARM_UP_TOKENS, writers.UNCOMPILED_TOKENS):
@@ -79,7 +67,7 @@ def test_compiled_steps_write_what_others_do(bench, monkeypatch):
         assert fast.graph_breaks == 0
 
 
-def test_a_token_reads_weights_and_keys_and_loaded_values(bench, model):
+def test_a_token_reads_weights_and_keys_and_loaded_values(model):
     weights = 2 * model.num_parameters()
     rows = NUM_KEYS * 8 * 64 * 2
 
@@ -87,7 +75,7 @@ def test_a_token_reads_weights_and_keys_and_loaded_values(bench, model):
     assert bench.num_bytes(model, NUM_KEYS, 0.25) == weights + rows * 5 // 4
 
 
-def test_a_token_does_not_read_an_input_embedding_of_its_own(bench):
+def test_a_token_does_not_read_an_input_embedding_of_its_own():
     shape = dataclasses.replace(bench.LLAMA_1B, is_tied=False)
     model = bench.build_model(num_layers=1, vocab_size=256, shape=shape)
 
