@@ -28,10 +28,10 @@ bool is_covered(const Access& earlier, const Access& later) {
 
 }  // namespace
 
-std::optional<Access> Word::add(const Access& access, Random& random) {
+const Access* Word::add(const Access& access, Random& random) {
   Access* place = nullptr;
   for (Access& earlier : accesses_) {
-    if (is_race(earlier, access)) return earlier;
+    if (is_race(earlier, access)) return &earlier;
     if (is_covered(earlier, access)) {
       earlier.bytes = 0;
       place = &earlier;
@@ -39,7 +39,7 @@ std::optional<Access> Word::add(const Access& access, Random& random) {
   }
   if (place == nullptr) place = &accesses_[random.below(kAccesses)];
   *place = access;
-  return std::nullopt;
+  return nullptr;
 }
 
 void Word::finish_copy(const Moment& now) {
@@ -51,14 +51,13 @@ void Word::finish_copy(const Moment& now) {
 }
 
 Word* GlobalWords::find(uintptr_t word, Action action) {
-  const size_t hash = word % may_have_.size();
+  const uintptr_t page = word / kPageWords;
   if (action != Action::kRead) {
-    may_have_.set(hash);
-    return &words_[word];
+    may_watch_.set(page % kHashes);
+    return &pages_[page][word % kPageWords];
   }
-  if (!may_have_[hash]) return nullptr;
-  const auto entry = words_.find(word);
-  return entry == words_.end() ? nullptr : &entry->second;
+  const auto entry = pages_.find(page);
+  return entry == pages_.end() ? nullptr : &entry->second[word % kPageWords];
 }
 
 }  // namespace sift::simt

@@ -3,10 +3,10 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bitset>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -37,7 +37,7 @@ struct Access {
 class Word {
  public:
   // Remembers `access`, or returns the earlier one that it races with.
-  std::optional<Access> add(const Access& access, Random& random);
+  const Access* add(const Access& access, Random& random);
   void finish_copy(const Moment& now);
 
  private:
@@ -59,29 +59,37 @@ class SharedWords {
   std::vector<Word> words_;
 };
 
-// The global memory, by address: words from their first write on, since most is only read.
+// The global memory, by address. Pages of it are watched from the first write on: most is only read.
 class GlobalWords {
  public:
+  // Quick, and false for most of what is only read.
+  bool may_watch(uintptr_t address) const {
+    return may_watch_[address / sizeof(uint32_t) / kPageWords % kHashes];
+  }
   Word* find(uintptr_t word, Action action);
 
  private:
-  std::unordered_map<uintptr_t, Word> words_;
-  std::bitset<1 << 16> may_have_;  // by hash: most words are not there
+  static constexpr size_t kPageWords = 64;
+  static constexpr size_t kHashes = 1 << 16;
+  using Page = std::array<Word, kPageWords>;
+
+  std::unordered_map<uintptr_t, Page> pages_;
+  std::bitset<kHashes> may_watch_;
 };
 
 // Adds an access to `num_bytes` from `address` on; returns an earlier one that it races with.
 template <class Words>
-std::optional<Access> add_access(Words& words, uintptr_t address, size_t num_bytes, Access access,
-                                 Random& random) {
+const Access* add_access(Words& words, uintptr_t address, size_t num_bytes, Access& access,
+                         Random& random) {
   for (const uintptr_t end = address + num_bytes; address < end;) {
     const uintptr_t first = address % 4, last = std::min(end - address + first, uintptr_t{4});
     access.bytes = static_cast<uint8_t>((1 << last) - (1 << first));
     if (Word* word = words.find(address / 4, access.action)) {
-      if (const auto earlier = word->add(access, random)) return earlier;
+      if (const Access* earlier = word->add(access, random)) return earlier;
     }
     address += last - first;
   }
-  return std::nullopt;
+  return nullptr;
 }
 
 }  // namespace sift::simt

@@ -93,6 +93,8 @@ class Scheduler {
   void add_ready(Fiber& fiber);
   Fiber& take_ready();
   void run_another();
+  [[noreturn]] void fail_race(const void* address, bool is_shared, const Access& earlier,
+                              const Access& later);
   [[noreturn]] void return_to_host();
   void check_shared(const Site& site, const void* address);
   intptr_t shared_offset(const void* address) const;

@@ -65,31 +65,42 @@ Moment Scheduler::now() const {
 }
 
 void Scheduler::access(const void* address, size_t num_bytes, Action action, const void* code) {
-  const auto* byte = static_cast<const char*>(address);
-  const auto* warp = reinterpret_cast<const char*>(fiber_->warp);
-  if (byte < fiber_->stack_end && byte >= fiber_->stack_end - kStackBytes) return;
-  if (byte >= warp && byte < warp + sizeof(Warp)) return;  // the slots
-  const auto where = static_cast<uint32_t>(static_cast<const char*>(code) - &__executable_start);
-  const Access access = {now(), where, action, 0};
-  const intptr_t offset = shared_offset(address);
-  const bool is_shared = offset >= 0 && offset < grid_.shared_bytes;
-  const auto earlier = is_shared
-                           ? add_access(fiber_->warp->block->shared_words,
-                                        static_cast<uintptr_t>(offset), num_bytes, access, random_)
-                           : add_access(global_words_, reinterpret_cast<uintptr_t>(address),
-                                        num_bytes, access, random_);
-  if (!earlier) return;
-  const int thread = earlier->moment.thread % grid_.num_threads;
+  const auto is_in = [&](const void* begin, size_t size) {
+    return reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(begin) < size;
+  };
+  if (is_in(fiber_->stack_end - kStackBytes, kStackBytes)) return;
+  const auto shared_bytes = static_cast<size_t>(grid_.shared_bytes);
+  const bool is_shared = is_in(fiber_->shared_memory, shared_bytes);
+  const auto key = is_shared ? static_cast<uintptr_t>(shared_offset(address))
+                             : reinterpret_cast<uintptr_t>(address);
+  if (!is_shared) {
+    if (action == Action::kRead && !global_words_.may_watch(key)) return;
+    if (is_in(fiber_->warp, sizeof(Warp))) return;  // the slots
+  } else if (key + num_bytes > shared_bytes) {
+    fail_access(address);
+  }
+  Access access = {now(),
+                   static_cast<uint32_t>(static_cast<const char*>(code) - &__executable_start),
+                   action, 0};
+  const Access* earlier =
+      is_shared ? add_access(fiber_->warp->block->shared_words, key, num_bytes, access, random_)
+                : add_access(global_words_, key, num_bytes, access, random_);
+  if (earlier != nullptr) fail_race(address, is_shared, *earlier, access);
+}
+
+void Scheduler::fail_race(const void* address, bool is_shared, const Access& earlier,
+                          const Access& later) {
+  const int thread = earlier.moment.thread % grid_.num_threads;
   std::ostringstream text;
-  text << name_of(action) << " of ";
+  text << name_of(later.action) << " of ";
   if (is_shared) {
-    text << "shared memory, offset " << offset;
+    text << "shared memory, offset " << shared_offset(address);
   } else {
     text << "global memory, address " << address;
   }
-  text << ", races with " << name_of(earlier->action) << " by block " << earlier->moment.block
+  text << ", races with " << name_of(earlier.action) << " by block " << earlier.moment.block
        << ", warp " << thread / kWarpSize << ", lane " << thread % kWarpSize
-       << " (code at offsets 0x" << std::hex << where << " and 0x" << earlier->code
+       << " (code at offsets 0x" << std::hex << later.code << " and 0x" << earlier.code
        << " of the program)";
   fail(text.str());
 }
