@@ -34,7 +34,8 @@ def skip_what_stock_cannot(family: str, mode: str) -> None:
 def prompt(batch: int = 2, length: int = PROMPT) -> Tensor:
     """Random tokens, the same for every caller; none is the pad token."""
     generator = torch.Generator().manual_seed(7)
-    return torch.randint(3, VOCABULARY, (batch, length), generator=generator)
+    tokens = torch.randint(3, VOCABULARY, (batch, length), generator=generator, device="cpu")
+    return tokens.to(torch.get_default_device())
 
 
 def left_padded() -> dict[str, Tensor]:
