@@ -9,6 +9,7 @@ import pytest
 
 import command
 import gpu
+import stages
 
 SLEEP = "import time; print('begun'); time.sleep(60)"
 SAVE = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('saved')"
@@ -70,7 +71,7 @@ def test_the_stages_fit_ten_minutes_and_run_what_exists():
         for step in stage.commands(stage.share_s):
             for word in step.words:
                 assert not word.endswith(".py") or Path(word).exists(), word
-    assert "-n" not in gpu.test_commands(set())[0].words
+    assert "-n" not in stages.test_commands(set())[0].words
 
 
 def test_stages_are_chosen_by_name(capsys):
@@ -97,7 +98,7 @@ def test_a_dry_run_says_what_it_would_run(tmp_path, capsys):
 
 
 def stage(name, *codes, share_s=10.0, tool=""):
-    commands = [gpu.Command([sys.executable, "-c", code]) for code in codes]
+    commands = [command.Command([sys.executable, "-c", code]) for code in codes]
     return gpu.Stage(name, "a test", share_s, lambda _: commands, tool)
 
 
