@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 import transformers
+from torch._dynamo.utils import counters
 
 import bench_generate as bench
 import writers
@@ -61,7 +62,9 @@ def test_compiled_steps_write_what_others_do(monkeypatch):
         fast = bench.Writer(mode, compiled, NUM_KEYS, 1)
         slow = bench.Writer(mode, eager, NUM_KEYS, 1)
         torch.testing.assert_close(fast.warm_up(), slow.warm_up(), atol=1e-2, rtol=1e-2)
+        num_graphs = counters["stats"]["unique_graphs"]
         fast.write()
+        assert counters["stats"]["unique_graphs"] == num_graphs > 0
         assert hasattr(fast.model, "_compiled_call")
         assert len(fast.seconds_per_token) == mode.num_tokens
         assert fast.graph_breaks == 0
