@@ -33,7 +33,7 @@ struct Shape {
 // As the C shim numbers it, e.g. aoti_torch_dtype_float32(); Tensor::scalar_type() is a dozen calls.
 inline int32_t dtype_of(const Tensor& tensor) {
   int32_t dtype = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
   return dtype;
 }
 
@@ -44,11 +44,11 @@ struct Argument {
     int64_t rank = 0;
     int64_t* first_size = nullptr;
     int64_t* first_stride = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor.get(), &rank));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor.get(), &first_size));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor.get(), &first_stride));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device_type));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &device_index));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor.get(), &rank));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor.get(), &first_size));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor.get(), &first_stride));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &device_index));
     sizes = {first_size, static_cast<size_t>(rank)};
     strides = {first_stride, static_cast<size_t>(rank)};
   }

@@ -15,7 +15,7 @@ using torch::stable::accelerator::DeviceGuard;
 // A cudaStream_t.
 inline void* current_stream(Device device) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device.index, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device.index, &stream));
   return stream;
 }
 
