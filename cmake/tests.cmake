@@ -62,6 +62,7 @@ add_executable(test_simt
   tests/cpp/test_score_quantile_cuda.cpp
   tests/cpp/test_simt.cpp
   tests/cpp/test_simt_bugs.cpp
+  tests/cpp/test_simt_races.cpp
   tests/simt/access_hooks.cpp
   tests/simt/context.cpp
   tests/simt/copies.cpp
@@ -75,7 +76,7 @@ add_executable(test_simt
 # Every access to memory in kernels calls tests/simt/access_hooks.cpp, which finds data races.
 if(NOT CMAKE_CXX_FLAGS MATCHES "-fsanitize=")
   set_source_files_properties(
-    ${kernels_as_cpp} tests/cpp/test_simt.cpp tests/cpp/test_simt_bugs.cpp
+    ${kernels_as_cpp} tests/cpp/test_simt_bugs.cpp tests/cpp/test_simt_races.cpp tests/cpp/test_simt.cpp
     PROPERTIES COMPILE_OPTIONS -fsanitize=thread)
 endif()
 target_include_directories(test_simt PRIVATE tests/simt)

@@ -53,11 +53,10 @@ void Word::finish_copy(const Moment& now) {
 Word* GlobalWords::find(uintptr_t word, Action action) {
   const uintptr_t page = word / kPageWords;
   if (action != Action::kRead) {
+    written_.set(page % kHashes);
     may_watch_.set(page % kHashes);
-    return &pages_[page][word % kPageWords];
   }
-  const auto entry = pages_.find(page);
-  return entry == pages_.end() ? nullptr : &entry->second[word % kPageWords];
+  return &pages_[page][word % kPageWords];
 }
 
 }  // namespace sift::simt

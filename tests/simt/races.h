@@ -59,9 +59,15 @@ class SharedWords {
   std::vector<Word> words_;
 };
 
-// The global memory, by address. Pages of it are watched from the first write on: most is only read.
+// The global memory, by address. Most of it is only read; what is watched are pages from the first
+// write on, in this launch or the one before, which a test is likely to have repeated.
 class GlobalWords {
  public:
+  GlobalWords() : may_watch_(written_before_) {}
+  ~GlobalWords() { written_before_ = written_; }
+  GlobalWords(const GlobalWords&) = delete;
+  GlobalWords& operator=(const GlobalWords&) = delete;
+
   // Quick, and false for most of what is only read.
   bool may_watch(uintptr_t address) const {
     return may_watch_[address / sizeof(uint32_t) / kPageWords % kHashes];
@@ -71,10 +77,12 @@ class GlobalWords {
  private:
   static constexpr size_t kPageWords = 64;
   static constexpr size_t kHashes = 1 << 16;
-  using Page = std::array<Word, kPageWords>;
+  using PageSet = std::bitset<kHashes>;  // by hash
 
-  std::unordered_map<uintptr_t, Page> pages_;
-  std::bitset<kHashes> may_watch_;
+  static inline PageSet written_before_;
+  PageSet written_;
+  PageSet may_watch_;
+  std::unordered_map<uintptr_t, std::array<Word, kPageWords>> pages_;
 };
 
 // Adds an access to `num_bytes` from `address` on; returns an earlier one that it races with.
@@ -84,9 +92,8 @@ const Access* add_access(Words& words, uintptr_t address, size_t num_bytes, Acce
   for (const uintptr_t end = address + num_bytes; address < end;) {
     const uintptr_t first = address % 4, last = std::min(end - address + first, uintptr_t{4});
     access.bytes = static_cast<uint8_t>((1 << last) - (1 << first));
-    if (Word* word = words.find(address / 4, access.action)) {
-      if (const Access* earlier = word->add(access, random)) return earlier;
-    }
+    Word* word = words.find(address / 4, access.action);
+    if (const Access* earlier = word->add(access, random)) return earlier;
     address += last - first;
   }
   return nullptr;

@@ -65,19 +65,19 @@ class Scheduler {
 
   static Scheduler* active;  // that runs
 
-  // Called by fibers.
+  // Called by fibers; `code` is where the kernel goes on.
   Slot& own_slot() const { return fiber_->warp->slots[fiber_->warp->turn][fiber_->lane]; }
   const Slot* meet_warp(const Site& site, void (*finish)(Slot*));
   void sync_warp(const Site& site);
   void sync_block(const Site& site);
   void sync_grid(const Site& site);
   void pause();
-  void start_copy(const Site& site, void* to, const void* from);
+  void start_copy(const Site& site, void* to, const void* from, const void* code);
   void close_copy_group() { fiber_->copies.close_group(); }
   void wait_copy_groups(int num_pending);
-  void read_shared(const Site& site, const void* address);
-  uint32_t atomic_add(uint32_t* address, uint32_t x);
-  // By code at `code`; an error when it races with another.
+  void read_shared(const Site& site, const void* address, const void* code);
+  uint32_t atomic_add(uint32_t* address, uint32_t x, const void* code);
+  // An error when it races with another.
   void access(const void* address, size_t num_bytes, Action action, const void* code);
   [[noreturn]] void fail_access(const void* address);
   [[noreturn]] void fail(const Site& site, const std::string& sentence);

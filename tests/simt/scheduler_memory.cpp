@@ -20,19 +20,18 @@ const char* name_of(Action action) {
     case Action::kAtomic:
       return "an atomic operation";
     case Action::kCopy:
-      return "a copy that is not waited for";
+      return "a copy under way";
   }
   return "";
 }
 
 }  // namespace
 
-void Scheduler::start_copy(const Site& site, void* to, const void* from) {
+void Scheduler::start_copy(const Site& site, void* to, const void* from, const void* code) {
   check_shared(site, to);
   if (reinterpret_cast<uintptr_t>(from) % kCopyBytes != 0) {
     fail(site, "needs a global address that is a multiple of 16");
   }
-  const void* code = __builtin_return_address(0);
   if (from != nullptr) access(from, kCopyBytes, Action::kRead, code);
   access(to, kCopyBytes, Action::kCopy, code);
   fiber_->copies.start(to, from, landing_, random_);
@@ -45,14 +44,14 @@ void Scheduler::wait_copy_groups(int num_pending) {
   });
 }
 
-void Scheduler::read_shared(const Site& site, const void* address) {
+void Scheduler::read_shared(const Site& site, const void* address, const void* code) {
   check_shared(site, address);
-  access(address, kCopyBytes, Action::kRead, __builtin_return_address(0));
+  access(address, kCopyBytes, Action::kRead, code);
 }
 
-uint32_t Scheduler::atomic_add(uint32_t* address, uint32_t x) {
+uint32_t Scheduler::atomic_add(uint32_t* address, uint32_t x, const void* code) {
   pause();
-  access(address, sizeof(x), Action::kAtomic, __builtin_return_address(0));
+  access(address, sizeof(x), Action::kAtomic, code);
   const uint32_t before = *address;
   *address += x;
   return before;
@@ -92,13 +91,13 @@ void Scheduler::fail_race(const void* address, bool is_shared, const Access& ear
                           const Access& later) {
   const int thread = earlier.moment.thread % grid_.num_threads;
   std::ostringstream text;
-  text << name_of(later.action) << " of ";
+  text << name_of(later.action) << " at ";
   if (is_shared) {
-    text << "shared memory, offset " << shared_offset(address);
+    text << "offset " << shared_offset(address) << " of shared memory";
   } else {
-    text << "global memory, address " << address;
+    text << "address " << address << " of global memory";
   }
-  text << ", races with " << name_of(earlier.action) << " by block " << earlier.moment.block
+  text << " races with " << name_of(earlier.action) << " by block " << earlier.moment.block
        << ", warp " << thread / kWarpSize << ", lane " << thread % kWarpSize
        << " (code at offsets 0x" << std::hex << later.code << " and 0x" << earlier.code
        << " of the program)";

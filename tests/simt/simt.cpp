@@ -66,15 +66,15 @@ void sync_block(const Site& site) { Scheduler::active->sync_block(site); }
 void sync_grid(const Site& site) { Scheduler::active->sync_grid(site); }
 void pause() { Scheduler::active->pause(); }
 void start_copy(const Site& site, void* to, const void* from) {
-  Scheduler::active->start_copy(site, to, from);
+  Scheduler::active->start_copy(site, to, from, __builtin_return_address(0));
 }
 void close_copy_group() { Scheduler::active->close_copy_group(); }
 void wait_copy_groups(int num_pending) { Scheduler::active->wait_copy_groups(num_pending); }
 void read_shared(const Site& site, const void* address) {
-  Scheduler::active->read_shared(site, address);
+  Scheduler::active->read_shared(site, address, __builtin_return_address(0));
 }
 uint32_t atomic_add(uint32_t* address, uint32_t x) {
-  return Scheduler::active->atomic_add(address, x);
+  return Scheduler::active->atomic_add(address, x, __builtin_return_address(0));
 }
 void fail(const Site& site, const std::string& sentence) {
   Scheduler::active->fail(site, sentence);

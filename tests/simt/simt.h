@@ -18,8 +18,12 @@ struct Machine {
 };
 Machine& machine();
 
+// Whether the kernels were compiled so that data races are found; see access_hooks.cpp.
+bool finds_races();
+
 // Runs body() as every thread of a grid. Throws std::runtime_error where threads of a warp, block or
-// grid wait for each other at different places, and at accesses outside of their memory.
+// grid wait for each other at different places, at accesses outside of their memory and at data
+// races. Shared memory begins as NaN.
 struct Grid {
   const char* kernel_name;
   int num_blocks;
