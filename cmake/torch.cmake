@@ -2,6 +2,7 @@
 # libraries, no find_package(Torch). Asking where torch lies does not import it, which would take
 # seconds.
 include(cmake/python.cmake)
+set(SIFT_MIN_TORCH 2.11)  # its stable ABI is what the operators use
 
 sift_ask_python(SIFT_TORCH_DIR
   "from importlib.util import find_spec; print(find_spec('torch').submodule_search_locations[0])")
@@ -10,9 +11,9 @@ sift_ask_python(torch_version
 if(NOT SIFT_TORCH_DIR)
   set(torch_version none)
 endif()
-if(NOT torch_version VERSION_GREATER_EQUAL 2.11)
+if(NOT torch_version VERSION_GREATER_EQUAL ${SIFT_MIN_TORCH})
   message(FATAL_ERROR
-    "torch must be 2.11 or newer, got ${torch_version} in ${Python_EXECUTABLE}.")
+    "torch must be ${SIFT_MIN_TORCH} or newer, got ${torch_version} in ${Python_EXECUTABLE}.")
 endif()
 message(STATUS "Found torch ${torch_version}: ${SIFT_TORCH_DIR}")
 

@@ -13,7 +13,8 @@ import sift_attention
 from symbols import complaints
 
 ROOT = Path(__file__).resolve().parent.parent
-CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+TOOLS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+CMAKE, CTEST = (shutil.which(name, path=TOOLS) for name in ("cmake", "ctest"))
 
 
 def configure(source: Path, build: Path, *options: str, **environment: str) -> tuple[bool, str]:
@@ -155,9 +156,110 @@ def test_libraries_load_wherever_they_should(library):
     assert complaints(library) == []
 
 
-def test_cpp_consumer(tmp_path):
-    prefixes = f"{sift_attention.cmake_prefix_path};{torch.utils.cmake_prefix_path}"
-    ok, output = configure(ROOT / "tests" / "consumer", tmp_path, f"-DCMAKE_PREFIX_PATH={prefixes}")
+PACKAGE = sift_attention.cmake_prefix_path  # in the installed wheel
+TORCH = torch.utils.cmake_prefix_path
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory) -> Path:
+    """Where `cmake --install` puts the package."""
+    build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+    if CMAKE is None or not (build / "cmake_install.cmake").exists():
+        pytest.skip("the build folder is gone")
+    folder = tmp_path_factory.mktemp("prefix")
+    subprocess.run([CMAKE, "--install", build, "--prefix", folder], check=True, capture_output=True)
+    return folder
+
+
+def build_and_test(project: Path, build: Path, *options: str) -> str:
+    ok, output = configure(project, build, *options)
     assert ok, output
-    subprocess.run([CMAKE, "--build", tmp_path], check=True)
-    subprocess.run([tmp_path / "consumer"], check=True)
+    subprocess.run([CMAKE, "--build", build], check=True)
+    subprocess.run([CTEST, "--test-dir", build, "--output-on-failure"], check=True)
+    return output
+
+
+@pytest.mark.parametrize("tree", ["wheel", "prefix"])
+def test_core_consumer(tree, request, tmp_path):
+    package = PACKAGE if tree == "wheel" else request.getfixturevalue("prefix")
+    output = build_and_test(ROOT / "tests" / "consumer", tmp_path, f"-DCMAKE_PREFIX_PATH={package}")
+    assert "torch" not in output.lower()
+
+
+# test_example_cpp.py has the wheel's operators.
+def test_operators_consumer(prefix, tmp_path):
+    path = f"-DCMAKE_PREFIX_PATH={prefix};{TORCH}"
+    build_and_test(
+        ROOT / "tests" / "consumer", tmp_path, path, "-DCONSUMER_COMPONENTS=sift_attention"
+    )
+
+
+def find_package(folder: Path, arguments: str, *prefixes: str | Path) -> tuple[bool, str]:
+    """Whether find_package(SiftAttention ...) succeeds; what it says, or which targets it gives."""
+    (folder / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.25)\nproject(asks LANGUAGES NONE)\n"
+        f"find_package(SiftAttention {arguments})\n"
+        "get_property(targets DIRECTORY PROPERTY IMPORTED_TARGETS)\n"
+        'message(STATUS "found ${SiftAttention_FOUND}, targets ${targets}")\n'
+    )
+    path = ";".join(map(str, prefixes))
+    return configure(folder, folder / "build", f"-DCMAKE_PREFIX_PATH={path}")
+
+
+def fake_libtorch(folder: Path, version: str) -> Path:
+    """A LibTorch that has nothing but a version and its target."""
+    package = folder / "libtorch" / "share" / "cmake" / "Torch"
+    package.mkdir(parents=True)
+    (package / "TorchConfig.cmake").write_text("add_library(torch INTERFACE IMPORTED)\n")
+    (package / "TorchConfigVersion.cmake").write_text(
+        f"set(PACKAGE_VERSION {version})\n"
+        "if(NOT PACKAGE_VERSION VERSION_LESS PACKAGE_FIND_VERSION)\n"
+        "  set(PACKAGE_VERSION_COMPATIBLE ON)\nendif()\n"
+    )
+    return package.parents[2]
+
+
+def test_default_components(tmp_path):
+    ok, output = find_package(tmp_path, "REQUIRED", PACKAGE, fake_libtorch(tmp_path, "2.11.0"))
+    assert ok, output
+    assert "targets torch;SiftAttention::core;SiftAttention::sift_attention" in output
+    assert "SiftAttention::cuda" not in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "torch_version", "sentence"),
+    [
+        ("REQUIRED", None, "SiftAttention: Torch must be 2.11 or newer, got none (in CMAKE_PREF"),
+        ("REQUIRED", "2.9.1", "SiftAttention: Torch must be 2.11 or newer, got 2.9.1."),
+        (
+            "REQUIRED COMPONENTS core metal",
+            None,
+            "SiftAttention: component must be among those that were built, core, sift_attention",
+        ),
+        ("9.0 REQUIRED", "2.11.0", 'compatible with requested version "9.0"'),
+    ],
+)
+def test_what_cannot_be_found(tmp_path, arguments, torch_version, sentence):
+    torches = [] if torch_version is None else [fake_libtorch(tmp_path, torch_version)]
+    ok, output = find_package(tmp_path, arguments, PACKAGE, *torches)
+    assert not ok
+    assert sentence in output
+
+
+@pytest.mark.parametrize(
+    "arguments", ["COMPONENTS core sift_attention", "COMPONENTS core OPTIONAL_COMPONENTS cuda"]
+)
+def test_what_need_not_be_found(tmp_path, arguments):
+    ok, output = find_package(tmp_path, arguments, PACKAGE)
+    assert ok
+    is_found = "OPTIONAL" in arguments
+    assert f"found {int(is_found)}, targets SiftAttention::core" in output
+    assert ("Torch must be 2.11 or newer, got none" in output) == (not is_found)
+
+
+@pytest.mark.skipif(len(LIBRARIES) < 2, reason="no CUDA")
+def test_cuda_component_needs_torch_with_cuda(tmp_path):
+    libtorch = fake_libtorch(tmp_path, "2.11.0")
+    ok, output = find_package(tmp_path, "REQUIRED COMPONENTS cuda", PACKAGE, libtorch)
+    assert not ok
+    assert "SiftAttention: Torch must be built with CUDA for the component cuda, got " in output
