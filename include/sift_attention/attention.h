@@ -65,6 +65,8 @@ class Attention {
     }
   }
 
+  // Keys may also join here, without queries: those of a stored prompt.
+  KVCache& cache() { return cache_; }
   const KVCache& cache() const { return cache_; }
 
   // The threshold in use, float32 [B, HQ]; undefined before the first forward.
