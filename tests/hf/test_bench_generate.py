@@ -1,6 +1,8 @@
 """benchmarks/bench_generate.py: every mode decodes the same text, and counts what it claims."""
 
 import dataclasses
+import json
+import sys
 
 import pytest
 import torch
@@ -83,3 +85,26 @@ def test_a_token_does_not_read_an_input_embedding_of_its_own():
     model = bench.build_model(num_layers=1, vocab_size=256, shape=shape)
 
     assert bench.weight_bytes(model) == 2 * (model.num_parameters() - 256 * 2048)
+
+
+def test_the_program_leaves_a_result_and_a_plot(model, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "build_model", lambda shape, device: model)
+    monkeypatch.setattr(bench, "LENGTHS", {"cpu": {"quick": (0, 300)}})
+    monkeypatch.setattr(bench, "ROUNDS", {"quick": 2})
+    path = tmp_path / "generate_cpu.json"
+    monkeypatch.setattr(sys, "argv", ["", "--out", str(path)])
+    bench.main()
+
+    result = json.loads(path.read_text())
+    assert result["weight_bytes"] == bench.weight_bytes(model)
+    modes = [mode.name for mode in bench.MODES["cpu"]]
+    assert [(row["keys"], row["mode"]) for row in result["rows"]] == [
+        (keys, mode) for keys in (0, 300) for mode in modes
+    ]
+    assert path.with_suffix(".png").exists()
+    assert modes[0] in capsys.readouterr().out
+
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--seconds", "-1"])
+    bench.main()
+    assert json.loads(path.read_text())["rows"] == []
+    assert "time is up, left out: sift, our cache, 300 keys" in capsys.readouterr().out
