@@ -73,11 +73,12 @@ add_executable(test_simt
   tests/simt/scheduler.cpp
   tests/simt/scheduler_memory.cpp
   tests/simt/simt.cpp)
-# Every access to memory in kernels calls tests/simt/access_hooks.cpp, which finds data races.
+# Every access to memory in kernels calls tests/simt/access_hooks.cpp, which finds data races. With
+# -g1, `addr2line -ie test_simt OFFSET` names the line behind an offset of the program.
 if(NOT CMAKE_CXX_FLAGS MATCHES "-fsanitize=")
+  set(with_kernels tests/cpp/test_simt.cpp tests/cpp/test_simt_bugs.cpp tests/cpp/test_simt_races.cpp)
   set_source_files_properties(
-    ${kernels_as_cpp} tests/cpp/test_simt_bugs.cpp tests/cpp/test_simt_races.cpp tests/cpp/test_simt.cpp
-    PROPERTIES COMPILE_OPTIONS -fsanitize=thread)
+    ${with_kernels} ${kernels_as_cpp} PROPERTIES COMPILE_OPTIONS "-fsanitize=thread;-g1")
 endif()
 target_include_directories(test_simt PRIVATE tests/simt)
 target_link_libraries(test_simt PRIVATE sift_core Catch2::Catch2WithMain)
