@@ -147,7 +147,7 @@ def test_nothing_waits(law):
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        torch.cuda._sleep(1_000_000_000)
+        torch.cuda._sleep(2_000_000_000)
         run_all()
         is_done = torch.cuda.current_stream().query()
     finally:

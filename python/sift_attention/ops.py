@@ -92,8 +92,8 @@ def decode(
     `torch.inference_mode()` a call costs least.
 
     Args:
-        q (Tensor[B, HQ, D], float32, bfloat16 or float16): the query token; D is 32, 64, 80, 96,
-            128 or 256. Any strides with a last stride of 1.
+        q (Tensor[B, HQ, D], bfloat16 or float16, on the CPU also float32): the query token; D is
+            64, 80, 96, 128 or 256, on the CPU also 32. Any strides with a last stride of 1.
         k (Tensor[B, HK, N, D], dtype of q): keys; N is the capacity, HQ a multiple of HK. With
             `block_table`: Tensor[num_blocks, block_size, HK, D]. Any strides with a last stride
             of 1.
@@ -184,8 +184,8 @@ def score_quantile(
     threshold is fitted to: keeping the keys above it keeps a share of 1 - quantile.
 
     Args:
-        q (Tensor[B, HQ, R, D], float32, bfloat16 or float16): R query rows per sequence; D as in
-            `decode`. Any strides with a last stride of 1.
+        q (Tensor[B, HQ, R, D], dtype and D as in `decode`): R query rows per sequence. Any strides
+            with a last stride of 1.
         k (Tensor[B, HK, N, D], dtype of q): keys, paged or not, as in `decode`.
         lengths (Tensor[B, R], int32): row r sees the first lengths[b, r] attended keys. 0 or less
             means no sample; more keys than there are means all. Not checked.

@@ -145,7 +145,7 @@ class SiftState(BatchRows):
         """One sifted decode step.
 
         Args:
-            q (Tensor[B, HQ, D], float32, bfloat16 or float16): the new query of each sequence.
+            q (Tensor[B, HQ, D], dtype and D as `sift_attention.decode` takes): the new queries.
             k (Tensor[B, HK, N, D]): keys, the new one included.
             v (Tensor[B, HK, N, D]): values, the new one included.
             mask (Tensor[1 or B, 1, 1, N], bool, AttendedKeys or None): attended keys; None: all.
