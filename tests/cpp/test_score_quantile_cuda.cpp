@@ -1,5 +1,7 @@
 // The CUDA kernels of score_quantile, their threads run as fibers in random order, against the
 // reference.
+#include <sys/mman.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -180,6 +182,33 @@ TEST_CASE("score_quantile on CUDA works through more columns than its workspace 
   problem.params.capacity = 262144;
   REQUIRE(score_quantile_cuda_workspace_bytes(problem.params) < (64 << 20) + 1024);
   problem.check(run(problem));
+}
+
+TEST_CASE("score_quantile on CUDA reaches rows beyond 2^32 bytes") {
+  constexpr int64_t kStride = int64_t{3} << 30;  // elements: 6 GiB from row to row
+  constexpr int64_t kRows = 3;                   // of q and of K
+  QuantileProblem problem({.group_size = 1, .capacity = kRows}, {1, 2, 3}, 0.0);
+  const std::vector<float> expected = run(problem);
+  const size_t bytes = (kRows - 1) * kStride * 2 + 4096;
+  char* memory[2];
+  for (char*& data : memory) {
+    data = static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    REQUIRE(data != MAP_FAILED);
+  }
+  ScoreQuantileParams& p = problem.params;
+  for (int64_t i = 0; i < kRows; ++i) {
+    const int64_t offset = i * kStride * 2;
+    std::memcpy(memory[0] + offset, static_cast<const char*>(p.q) + i * p.q_stride_r * 2, 64 * 2);
+    std::memcpy(memory[1] + offset, static_cast<const char*>(p.k.data) + i * p.k.stride_n * 2,
+                64 * 2);
+  }
+  p.q = memory[0];
+  p.q_stride_r = kStride;
+  p.k = {memory[1], 0, 0, kStride};
+  const std::vector<float> far = run(problem);
+  for (char* data : memory) munmap(data, bytes);
+  REQUIRE(same_bits(far, expected));
 }
 
 TEST_CASE("score_quantile on CUDA does nothing where there is nothing to do") {
