@@ -25,7 +25,7 @@ def sift_call(problem: Problem, sharpness: float, law: sift.PowerLaw | None) -> 
     q = problem.query(sharpness)
     layers = problem.layers
     v_sum = None if law is None else problem.v_sum
-    if q.is_cuda:  # a law of numbers would launch two kernels that fill tensors with them
+    if q.is_cuda:  # a law of numbers would put two kernels that fill tensors into every graph
         law = law or sift.PowerLaw.exact()
         fill = functools.partial(torch.full, q.shape[:2], dtype=torch.float32, device=q.device)
         law = sift.PowerLaw(fill(law.log_alpha), fill(law.beta))
