@@ -19,7 +19,7 @@ bool is_right() {
   const at::Tensor dense =
       at::scaled_dot_product_attention(q.unsqueeze(2), kv, kv, {}, 0.0, false, {}, true).squeeze(2);
   const at::Tensor out = sift::decode(q, kv, kv, sift::PowerLaw{}).out;
-  const double error = (out - dense).abs().max().item().toDouble();
+  const double error = out.sub(dense).abs().max().item().toDouble();
   std::cout << "error " << error << '\n';
   return error < 4e-3;
 }
