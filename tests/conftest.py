@@ -7,6 +7,7 @@ import torch
 from hypothesis import settings
 
 from cases import is_refused_by_cuda
+from sift_attention._library import HAS_CUDA
 
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=60, database=None)
 settings.register_profile("nightly", deadline=None, max_examples=5000)
@@ -14,9 +15,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # Under SIFT_SIDE_STREAM=1 tests on CUDA run on a stream of their own, not on the default one.
 SIDE_STREAM = os.environ.get("SIFT_SIDE_STREAM") == "1"
-# Under SIFT_REQUIRE_CUDA=1 a machine without CUDA fails these tests instead of leaving them out.
+# Without a GPU, or the operators for it, tests on CUDA are left out; under SIFT_REQUIRE_CUDA=1 they
+# fail.
 REQUIRE_CUDA = os.environ.get("SIFT_REQUIRE_CUDA") == "1"
-DEVICES = ["cpu", "cuda"] if REQUIRE_CUDA or torch.cuda.is_available() else ["cpu"]
+CAN_USE_CUDA = HAS_CUDA and torch.cuda.is_available()
+DEVICES = ["cpu", "cuda"] if REQUIRE_CUDA or CAN_USE_CUDA else ["cpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +42,9 @@ def device(request):
 @pytest.fixture
 def cuda():
     """A GPU, on which the test creates its tensors."""
-    if not torch.cuda.is_available():
-        (pytest.fail if REQUIRE_CUDA else pytest.skip)("torch finds no GPU")
+    if not CAN_USE_CUDA:
+        reason = "torch finds no GPU" if HAS_CUDA else "the operators were built for the CPU only"
+        (pytest.fail if REQUIRE_CUDA else pytest.skip)(reason)
     stream = torch.cuda.Stream() if SIDE_STREAM else torch.cuda.current_stream()
     with torch.device("cuda"), torch.cuda.stream(stream):
         yield
