@@ -1,7 +1,7 @@
 // Scores as unsigned numbers that compare as they do, and the exact k-th largest of many of them.
 //
 // The k-th largest is found digit by digit from the top: a histogram of a digit says which bin it
-// lies in and its rank there. Integers throughout, so the order in which threads count is no matter.
+// lies in and its rank there. Integers throughout, so in which order threads count is no matter.
 #pragma once
 
 #include <cstdint>

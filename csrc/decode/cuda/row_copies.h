@@ -19,8 +19,8 @@ inline bool is_aligned(const KVLayout& layout) {
   return is_aligned(layout.data, layout.stride_b | layout.stride_h | layout.stride_n);
 }
 
-// Starts to copy kRows rows, laid out like those of a tile, as one group of copies. row_of(i): where
-// row i begins, nullptr: nowhere, zeros take its place. All threads of the block.
+// Starts to copy kRows rows, laid out like those of a tile, as one group of copies. row_of(i):
+// where row i begins, nullptr: nowhere, zeros take its place. All threads of the block.
 template <class T, int kHeadDim, int kRows, class RowOf>
 SIFT_DEVICE void start_rows(char* rows, bool is_aligned, RowOf row_of) {
   constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, per row

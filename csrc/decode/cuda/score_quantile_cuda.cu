@@ -11,8 +11,8 @@
 namespace sift {
 namespace {
 
-// Of scores held at a time; one tile of columns takes more beyond 262,144 keys. A smaller slab would
-// leave multiprocessors idle: at 131,072 keys a tile takes 32 MiB.
+// Of scores held at a time; one tile of columns takes more beyond 262,144 keys. A smaller slab
+// would leave multiprocessors idle: at 131,072 keys a tile takes 32 MiB.
 constexpr int64_t kMaxSlabBytes = int64_t{64} << 20;
 
 constexpr int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }

@@ -3,8 +3,8 @@
 //   p_j = exp(s_j) / (sum over keys j of exp(s_j) + exp(sink)),   s_j = softcap(scale q . k_j)
 //
 //   span_kernel    where the keys of each row end, and how many they are
-//   score_kernel   s_j, tensor cores: a column is one query head of one row, and the columns of a KV
-//                  head share the reading of K, 64 at a time
+//   score_kernel   s_j, tensor cores: a column is one query head of one row, and the columns of a
+//                  KV head share the reading of K, 64 at a time
 //   select_kernel  a block per column: the largest score, the sum of exp and the k-th largest score
 //
 // Probabilities rise with scores, so the statistic is one of the scores. Keeping the scores costs
@@ -12,8 +12,8 @@
 // Slabs of columns bound the memory; a launch boundary between the kernels is all the waiting there
 // is.
 //
-// The sum is one of integers (fixed point) and the selection counts, so neither the order of threads
-// nor the place of a key (padding, pages, slabs, splits) shows in a bit of the result.
+// The sum is one of integers (fixed point) and the selection counts, so neither the order of
+// threads nor the place of a key (padding, pages, slabs) shows in a bit of the result.
 #pragma once
 
 #include <cmath>
@@ -61,7 +61,7 @@ struct ScoreQuantileArguments {
 };
 static_assert(std::is_trivially_copyable_v<ScoreQuantileArguments>);
 
-// ---- span_kernel: a block per sequence -------------------------------------------------------------
+// ---- span_kernel: a block per sequence ----------------------------------------------------------
 
 constexpr int kSpanThreads = 512;
 constexpr int kSpanWarps = kSpanThreads / 32;
@@ -111,7 +111,7 @@ span_kernel(SIFT_GRID_CONSTANT const ScoreQuantileArguments arguments) {
   }
 }
 
-// ---- score_kernel: a block per tile of columns and segment of keys ---------------------------------
+// ---- score_kernel: a block per tile of columns and segment of keys ------------------------------
 
 constexpr int kScoreThreads = 128;
 constexpr int kScoreWarps = kScoreThreads / 32;
@@ -222,7 +222,7 @@ score_kernel(SIFT_GRID_CONSTANT const ScoreQuantileArguments arguments) {
   ring.finish(my_tiles, row_of, use);
 }
 
-// ---- select_kernel: a block per column -------------------------------------------------------------
+// ---- select_kernel: a block per column ----------------------------------------------------------
 
 // The quantile's probability out of the column's scores; all threads.
 SIFT_DEVICE float quantile_of(const uint32_t* scores, RowSpan span, double quantile, float sink,
@@ -241,8 +241,8 @@ SIFT_DEVICE float quantile_of(const uint32_t* scores, RowSpan span, double quant
   const float max = score_of(largest);
   if (max == -dev::infinity()) return 0.0f;
 
-  // A weight is at most 1, so in these units the sum fits 64 bits. Rounding loses less than one unit
-  // per key: of 131,072 keys, at most 2^-29 of a sum of at least 1.
+  // A weight is at most 1, so in these units the sum fits 64 bits. Rounding loses less than one
+  // unit per key: of 131,072 keys, at most 2^-29 of a sum of at least 1.
   float units = 0x1p63f;
   for (int64_t room = 1; room < span.num_keys; room *= 2) units /= 2;
   uint64_t sum = 0;
