@@ -17,7 +17,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -54,9 +53,10 @@ class Attention {
   // what the call appended is dropped again.
   at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionOptions& options = {}) {
+    const detail::BelowAutograd below_autograd("Attention", {&q, &k, &v});
     const auto [all_k, all_v] = cache_.append(k, v);
     try {
-      check_arguments(q, k, v, options);
+      check_arguments(q, k, options);
       allocate_for(q);
       return q.size(2) == 1 ? step(q, all_k, all_v, options) : prompt(q, all_k, all_v, options);
     } catch (...) {
@@ -117,14 +117,8 @@ class Attention {
   }
 
  private:
-  void check_arguments(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+  void check_arguments(const at::Tensor& q, const at::Tensor& k,
                        const AttentionOptions& options) const {
-    if (at::GradMode::is_enabled() &&
-        (q.requires_grad() || k.requires_grad() || v.requires_grad())) {
-      throw std::runtime_error(
-          "Attention: gradients are not supported, call it under at::NoGradGuard or detach its "
-          "inputs");
-    }
     const std::vector<int64_t> wanted = {k.size(0), q.dim() == 4 ? q.size(1) : 0, k.size(2),
                                          k.size(3)};
     if (q.sizes() != wanted || k.size(2) == 0) {
