@@ -77,6 +77,11 @@ format: env  ## rewrite the sources in the house style
 demo: build  ## watch a model generate with exact and with sifted attention
 	@$(BIN)/python examples/demo.py $(ARGS)
 
+.PHONY: example-cpp
+example-cpp: build  ## build a C++ program on LibTorch, which continues a text
+	@$(BIN)/python examples/cpp/build.py build/example-cpp
+	@build/example-cpp/sift_generate $(or $(ARGS),examples/demo.py)
+
 .PHONY: bench
 bench: build  ## measure for about 3 minutes, results into build/
 	@$(BIN)/python benchmarks/bench_decode.py $(ARGS)

@@ -1,32 +1,15 @@
 """The build's own sentences, and the installed package as a C++ project sees it."""
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import sift_attention
+from cmake_project import CMAKE, PACKAGE, ROOT, TORCH, build_and_test, configure
 from symbols import complaints
-
-ROOT = Path(__file__).resolve().parent.parent
-TOOLS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-CMAKE, CTEST = (shutil.which(name, path=TOOLS) for name in ("cmake", "ctest"))
-
-
-def configure(source: Path, build: Path, *options: str, **environment: str) -> tuple[bool, str]:
-    """Whether CMake configures `source`, and what it says, on one line."""
-    assert CMAKE is not None
-    done = subprocess.run(
-        [CMAKE, "-S", source, "-B", build, f"-DPython_EXECUTABLE={sys.executable}", *options],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode == 0, " ".join((done.stdout + done.stderr).split())
 
 
 def fake_torch(folder: Path, version: str, cuda: str | None = None) -> dict[str, str]:
@@ -156,10 +139,6 @@ def test_libraries_load_wherever_they_should(library):
     assert complaints(library) == []
 
 
-PACKAGE = sift_attention.cmake_prefix_path  # in the installed wheel
-TORCH = torch.utils.cmake_prefix_path
-
-
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory) -> Path:
     """Where `cmake --install` puts the package."""
@@ -169,14 +148,6 @@ def prefix(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("prefix")
     subprocess.run([CMAKE, "--install", build, "--prefix", folder], check=True, capture_output=True)
     return folder
-
-
-def build_and_test(project: Path, build: Path, *options: str) -> str:
-    ok, output = configure(project, build, *options)
-    assert ok, output
-    subprocess.run([CMAKE, "--build", build], check=True)
-    subprocess.run([CTEST, "--test-dir", build, "--output-on-failure"], check=True)
-    return output
 
 
 @pytest.mark.parametrize("tree", ["wheel", "prefix"])
