@@ -37,6 +37,10 @@ class ValueSum(BatchRows):
         self._capacity = 0  # keys in the cache at the last update
         self.is_stale = True
 
+    def continue_in(self, total: Tensor, count: Tensor) -> None:
+        """Keep `total` and `count` in these tensors from now on, and believe what they hold."""
+        self.total, self.count, self.is_stale = total, count, False
+
     def take(self, v: Tensor, attended: AttendedKeys) -> None:
         """Sum the attended rows of v (Tensor[B, HK, N, DV]) anew."""
         self.total.copy_(attended.sum_values(v))

@@ -20,7 +20,8 @@ class CacheState:
 
     Args:
         config: what the layers do.
-        totals: where they count; copies and pickles of a cache have none until they are adopted.
+        totals: where they count; None: each by itself, as in copies and pickles of a cache until
+            they are adopted.
 
     Attributes:
         layers (dict[int, SiftState]): by `layer_idx`.
@@ -28,9 +29,9 @@ class CacheState:
         pad_token (Tensor[] or None): what finished rows of a batch are fed; None: rows never end.
     """
 
-    def __init__(self, config: SiftConfig, totals: Totals) -> None:
+    def __init__(self, config: SiftConfig, totals: Totals | None) -> None:
         self.config = config
-        self.totals: Totals | None = totals
+        self.totals = totals
         self.layers: dict[int, SiftState] = {}
         self.sliding: frozenset[int] = frozenset()
         self.pad_token: Tensor | None = None

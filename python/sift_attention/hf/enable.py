@@ -72,6 +72,8 @@ class Handle:
         self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Make sure that there is a cache with sifting states, and hand them to the layers."""
+        if "sift_state" in kwargs:  # the caller brought his own
+            return args, kwargs
         if len(args) > 1:
             args, kwargs = (), {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
         output_attentions = kwargs.get("output_attentions")
