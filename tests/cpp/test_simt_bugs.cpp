@@ -162,7 +162,7 @@ total_kernel(const SIFT_GRID_CONSTANT Partials p) {
   if constexpr (kBug != Bug::kNoSync) dev::sync_grid();
   if (thread() != 0) return;
   uint32_t total = 0;
-  for (int i = 0; i < dev::num_blocks(); ++i) total += dev::load_fresh(p.partials + i);
+  for (int i = 0; i < dev::num_blocks(); ++i) total += p.partials[i];
   p.totals[dev::block()] = total;
 }
 

@@ -48,13 +48,8 @@ inline void sync_block(Site site = SIFT_SITE("sync_block")) { simt::sync_block(s
 inline void sync_warp(Site site = SIFT_SITE("sync_warp")) { simt::sync_warp(site); }
 inline void sync_grid(Site site = SIFT_SITE("sync_grid")) { simt::sync_grid(site); }
 
-inline void fence() { simt::pause(); }
 inline uint32_t atomic_add(uint32_t* shared_or_global, uint32_t x) {
   return simt::atomic_add(shared_or_global, x);
-}
-template <class T>
-T load_fresh(const T* global) {
-  return *global;
 }
 
 // ---- Exchange within a warp ------------------------------------------------------------------------
@@ -153,8 +148,6 @@ float high_half(uint32_t word) {
 // ---- Arithmetic ------------------------------------------------------------------------------------
 
 inline float exp2(float x) { return std::exp2(x); }
-inline float exp(float x) { return std::exp(x); }
-inline float log(float x) { return std::log(x); }
 inline float log2(float x) { return std::log2(x); }
 inline float tanh(float x) { return std::tanh(x); }
 inline float infinity() { return std::numeric_limits<float>::infinity(); }

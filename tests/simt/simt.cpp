@@ -64,7 +64,6 @@ const Slot* meet_warp(const Site& site, void (*finish)(Slot*)) {
 void sync_warp(const Site& site) { Scheduler::active->sync_warp(site); }
 void sync_block(const Site& site) { Scheduler::active->sync_block(site); }
 void sync_grid(const Site& site) { Scheduler::active->sync_grid(site); }
-void pause() { Scheduler::active->pause(); }
 void start_copy(const Site& site, void* to, const void* from) {
   Scheduler::active->start_copy(site, to, from, __builtin_return_address(0));
 }

@@ -69,7 +69,8 @@ SIFT_DEVICE Residue residue_of(Residual residual, const Kept& kept, int num_atte
 template <class T, int kHeadDim>
 SIFT_DEVICE void combine_head(const DecodeArguments& arguments, int64_t b, int64_t h, int length,
                               int64_t first_item, bool is_exact, float* parts_out) {
-  const auto& [params, plan] = arguments;
+  const DecodeParams& params = arguments.params;
+  const DecodePlan& plan = arguments.plan;
   const auto hk = static_cast<int>(h / plan.group_size);
   const auto g = static_cast<int>(h % plan.group_size);
   const Splits scored = score_splits(length);

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "decode/cuda/schedule.h"
+#include "decode/cuda/score_scale.h"
 #include "decode/cuda/tiles.h"
 #include "decode/params.h"
 
@@ -52,8 +53,7 @@ struct DecodePlan {
   int piece_keys = 0;  // keys whose scores are selected from at a time, a multiple of 32
   int is_aligned = 0;  // rows of K and V begin at multiples of 16 bytes
   int is_q_aligned = 0;
-  float score_scale = 0;  // of q . k: to log2 units, or with a softcap to its argument
-  float softcap_log2 = 0;
+  ScoreScale score_scale;
   int scores_offset = 0;  // in shared memory, see SharedMemory
   int list_offset = 0;
   int words_offset = 0;

@@ -7,6 +7,8 @@
 #include <string>
 
 #include "decode/cuda/decode_arguments.h"
+#include "decode/cuda/row_copies.h"
+#include "decode/cuda/score_scale.h"
 #include "launch.h"
 
 namespace sift {
@@ -16,7 +18,6 @@ void launch_decode(DecodeArguments arguments, dev::Stream stream);  // see launc
 
 namespace {
 
-constexpr float kLog2E = 1.44269504f;
 constexpr int64_t kElementBytes = 2;
 // The accumulators of a unit's heads have to fit the registers.
 int max_unit_heads(int64_t head_dim) { return head_dim > 128 ? 8 : 16; }
@@ -29,15 +30,6 @@ constexpr int kMaxPieceKeys = 1024;  // one word of the selection per lane
 int64_t batch_per_launch(const DecodeParams& params) {
   const int64_t fitting = (int64_t{1} << 30) / std::max<int64_t>(padded_keys(params.capacity), 1);
   return std::min({params.batch, int64_t{kMaxBatch}, std::max<int64_t>(fitting, 1)});
-}
-
-// `strides`: several, or'ed together.
-bool is_aligned(const void* data, int64_t strides) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && strides * kElementBytes % 16 == 0;
-}
-
-bool is_aligned(const KVLayout& layout) {
-  return is_aligned(layout.data, layout.stride_b | layout.stride_h | layout.stride_n);
 }
 
 // All but the workspace's addresses and what depends on the head dimension.
@@ -59,9 +51,7 @@ DecodePlan make_plan(const DecodeParams& params, int64_t batch) {
       std::clamp(kPieceScoreBytes / (4 * plan.group_size) / 32 * 32, 32, kMaxPieceKeys);
   plan.is_aligned = is_aligned(params.k) && is_aligned(params.v);
   plan.is_q_aligned = is_aligned(params.q, params.q_stride_b | params.q_stride_h);
-  const bool has_softcap = params.softcap > 0;
-  plan.score_scale = has_softcap ? params.scale / params.softcap : params.scale * kLog2E;
-  plan.softcap_log2 = has_softcap ? params.softcap * kLog2E : 0.0f;
+  plan.score_scale = make_score_scale(params.scale, params.softcap);
   return plan;
 }
 

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "decode/cuda/block_reduce.h"
 #include "decode/cuda/decode_arguments.h"
 #include "decode/cuda/tile_products.h"
 #include "decode/cuda/unit.h"
@@ -34,7 +35,8 @@ struct GroupBest {
 template <class Shared>
 SIFT_DEVICE GroupBest find_laws(const DecodeArguments& arguments, int64_t b, int hk,
                                 int64_t group_item, int num_splits, const Shared& shared) {
-  const auto& [params, plan] = arguments;
+  const DecodeParams& params = arguments.params;
+  const DecodePlan& plan = arguments.plan;
   for (int g = dev::warp(); g < plan.group_size; g += kWarps) {
     const int64_t h = static_cast<int64_t>(hk) * plan.group_size + g;
     const int64_t i = b * params.num_q_heads + h;
@@ -109,11 +111,7 @@ SIFT_DEVICE int list_keys(const DecodePlan& plan, const SequenceKeys& keys, int 
   // num_words <= 32: a lane per word finds how many keys come before it.
   const int lane = dev::lane();
   const int count = lane < num_words ? dev::population_count(shared.words[lane]) : 0;
-  int before_next = count;
-  for (int delta = 1; delta < 32; delta *= 2) {
-    const int lower = dev::shuffle_up(before_next, delta);
-    if (lane >= delta) before_next += lower;
-  }
+  const int before_next = running_sum(count);
   const int total = dev::shuffle(before_next, 31);
   for (int word = dev::warp(); word < num_words; word += kWarps) {
     const int before = dev::shuffle(before_next - count, word);
@@ -134,7 +132,8 @@ SIFT_DEVICE void load_split(const DecodeArguments& arguments, const Item& item, 
                             int64_t group_item, int num_splits, int64_t slot_item,
                             const float* scores,
                             const SharedMemory<kHeadDim, kHeadBlocks>& shared) {
-  const auto& [params, plan] = arguments;
+  const DecodeParams& params = arguments.params;
+  const DecodePlan& plan = arguments.plan;
   auto& fixed = shared.fixed;
   const auto start_piece = [&](int first_key) {  // its scores, to shared memory
     const int left = item.end - first_key;
@@ -156,7 +155,8 @@ SIFT_DEVICE void load_split(const DecodeArguments& arguments, const Item& item, 
   }
 
   const SequenceKeys keys{params.keys, item.b, item.end};
-  TileRing<T, kHeadDim, kRingStages<kHeadDim>> ring(shared.ring_of_warp(), plan.is_aligned);
+  TileRing<T, kHeadDim, kRingStages<kHeadDim>, Reads::kOnce> ring(shared.ring_of_warp(),
+                                                                  plan.is_aligned);
   OutBlocks<kHeadDim, kHeadBlocks> out;
   float kept_mass[kHeadBlocks] = {};  // of head lane / 4 of each block, of this thread's rows
   int num_loaded = 0;

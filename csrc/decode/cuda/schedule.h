@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "decode/cuda/block_reduce.h"
 #include "decode/cuda/rows.h"
 #include "decode/params.h"
 #include "device.h"
@@ -87,11 +88,7 @@ SIFT_DEVICE void make_schedule(const DecodeParams& p, int num_units, int wave_ke
     int before = 0;
     for (int first = 0; first < batch; first += 32) {
       const int i = first + dev::lane();
-      int x = i < batch ? sum[i + 1] : 0;
-      for (int delta = 1; delta < 32; delta *= 2) {
-        const int lower = dev::shuffle_up(x, delta);
-        if (dev::lane() >= delta) x += lower;
-      }
+      const int x = running_sum(i < batch ? sum[i + 1] : 0);
       if (i < batch) sum[i + 1] = before + x;
       before += dev::shuffle(x, 31);
     }

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "decode/cuda/decode_arguments.h"
+#include "decode/cuda/row_copies.h"
 #include "decode/cuda/tile_products.h"
 #include "decode/cuda/unit.h"
 #include "device.h"
@@ -54,42 +55,19 @@ struct RunningSoftmax {
   }
 };
 
-// Starts to copy the unit's rows of q to shared memory, zeros for heads that it lacks, as one group
-// of copies where their addresses allow.
-template <class T, int kHeadDim, int kHeadBlocks>
-SIFT_DEVICE void start_queries(const DecodeArguments& arguments, int64_t b, const Unit& unit,
-                               char* rows) {
-  constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, per row
-  const DecodeParams& params = arguments.params;
-  for (int i = dev::thread(); i < 8 * kHeadBlocks * kPieces; i += kThreads) {
-    const int head = i / kPieces;
-    const int piece = i % kPieces;
-    char* target = rows + head * Tile<kHeadDim>::kRowBytes + piece * 16;
-    const T* source = static_cast<const T*>(params.q) + b * params.q_stride_b +
-                      (unit.first_head + head) * params.q_stride_h + piece * 8;
-    if (arguments.plan.is_q_aligned || head >= unit.num_heads) {
-      dev::copy_async_16(target, source, head < unit.num_heads);
-    } else {
-      for (int d = 0; d < 8; ++d) reinterpret_cast<T*>(target)[d] = source[d];
-    }
-  }
-  dev::commit_copies();
-}
-
-// To log2 units.
-SIFT_DEVICE float scaled_score(const DecodePlan& plan, float product) {
-  const float score = product * plan.score_scale;
-  return plan.softcap_log2 == 0 ? score : plan.softcap_log2 * dev::tanh(score);
-}
-
 // `slot_item`: of this item, in the workspace. `scores`: of the group, not used when kKeepsAll.
 template <bool kKeepsAll, class T, int kHeadDim, int kHeadBlocks>
 SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item, const Unit& unit,
                              int64_t slot_item, float* scores,
                              const SharedMemory<kHeadDim, kHeadBlocks>& shared) {
-  const auto& [params, plan] = arguments;
+  const DecodeParams& params = arguments.params;
+  const DecodePlan& plan = arguments.plan;
   auto& fixed = shared.fixed;
-  start_queries<T, kHeadDim, kHeadBlocks>(arguments, item.b, unit, fixed.q);
+  start_rows<T, kHeadDim, 8 * kHeadBlocks>(fixed.q, plan.is_q_aligned, [&](int head) {
+    if (head >= unit.num_heads) return static_cast<const T*>(nullptr);
+    return static_cast<const T*>(params.q) + item.b * params.q_stride_b +
+           (unit.first_head + head) * params.q_stride_h;
+  });
 
   const int warp = dev::warp();
   const SequenceKeys keys{params.keys, item.b, item.end};
@@ -112,7 +90,7 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
       for (int i = 0; i < 4; ++i) {
         float& score = blocks[block].x[i];
         const int row = Block::row(i);
-        score = mask >> row & 1 ? scaled_score(plan, score) : -dev::infinity();
+        score = mask >> row & 1 ? plan.score_scale(score) : -dev::infinity();
         const int head = block * 8 + Block::column(i);
         const int key = first_key(tile_idx) + row;
         if (!kKeepsAll && head < unit.num_heads && key < item.end) {
@@ -134,7 +112,8 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
     }
   };
 
-  TileRing<T, kHeadDim, kRingStages<kHeadDim>> ring(shared.ring_of_warp(), plan.is_aligned);
+  TileRing<T, kHeadDim, kRingStages<kHeadDim>, Reads::kOnce> ring(shared.ring_of_warp(),
+                                                                  plan.is_aligned);
   const auto stream = [&](int count, auto row_of, auto use) {
     ring.start(count, row_of);
     dev::wait_copies<kRingStages<kHeadDim> - 1>();  // the group of q is the oldest

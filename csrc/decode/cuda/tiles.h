@@ -22,7 +22,10 @@ struct Tile {
 // Which rows of a tile are there, for its `use`; bit r is row r.
 using RowMask = uint32_t;
 
-template <class T, int kHeadDim, int kStages>
+// Whether a launch comes back to rows: if not, they are the first to leave the L2 cache.
+enum class Reads { kOnce, kAgain };
+
+template <class T, int kHeadDim, int kStages, Reads kReads = Reads::kAgain>
 class TileRing {
  public:
   static constexpr int kBytes = kStages * Tile<kHeadDim>::kBytes;
@@ -80,7 +83,11 @@ class TileRing {
       if (source == nullptr) {
         dev::copy_async_16(target, nullptr, false);
       } else if (is_aligned_) {
-        dev::copy_async_16(target, source + piece * 8, true);
+        if constexpr (kReads == Reads::kOnce) {
+          dev::copy_async_16_once(target, source + piece * 8, true);
+        } else {
+          dev::copy_async_16(target, source + piece * 8, true);
+        }
       } else {
         for (int d = 0; d < 8; ++d) reinterpret_cast<T*>(target)[d] = source[piece * 8 + d];
       }

@@ -4,12 +4,12 @@
 #include <cstdint>
 
 #include "decode/cuda/decode_arguments.h"
+#include "decode/cuda/score_scale.h"
 #include "decode/cuda/tile_products.h"
 #include "device.h"
 
 namespace sift {
 
-constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2 = 0.69314718f;
 
 // NaN never counts as larger: it reaches a softmax by its sum.

@@ -53,17 +53,8 @@ SIFT_DEVICE void sync_warp() { __syncwarp(); }
 // All threads of a launch_cooperative; what they wrote to global memory before is visible after.
 SIFT_DEVICE void sync_grid() { cooperative_groups::this_grid().sync(); }
 
-// Orders this thread's global writes before it ahead of those after it, for all blocks.
-SIFT_DEVICE void fence() { __threadfence(); }
-
 SIFT_DEVICE uint32_t atomic_add(uint32_t* shared_or_global, uint32_t x) {
   return atomicAdd(shared_or_global, x);
-}
-
-// Reads past this multiprocessor's own cache: for what other blocks wrote during this launch.
-template <class T>
-SIFT_DEVICE T load_fresh(const T* global) {
-  return __ldcg(global);
 }
 
 // ---- Exchange within a warp (whole warp; T has 4 or 8 bytes) ---------------------------------------
@@ -227,8 +218,6 @@ SIFT_DEVICE float exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-SIFT_DEVICE float exp(float x) { return ::expf(x); }
-SIFT_DEVICE float log(float x) { return ::logf(x); }
 SIFT_DEVICE float log2(float x) { return ::log2f(x); }
 SIFT_DEVICE float tanh(float x) { return ::tanhf(x); }
 SIFT_DEVICE float infinity() { return __uint_as_float(0x7f800000u); }
