@@ -131,6 +131,18 @@ def tensor(dtype: str, shape: list[object], begin: int, end: int) -> dict[str, o
         (safetensors(b"{} x"), "must be JSON, got something else than the end at byte 3"),
         (safetensors(b"[" * 100), "must be JSON, got something else than a value less deep at"),
         (safetensors(b'{"a": 01}'), "must be JSON, got something else than a number without l"),
+        (
+            safetensors(b'{"\\u00e9\\ud83d\\ude00\\t": {}}'),
+            "é😀\t: dtype must be a string, got none or",
+        ),
+        (
+            safetensors(b'{"\\ud83d": {}}'),
+            "must be JSON, got something else than a surrogate pair at",
+        ),
+        (
+            safetensors(b'{"\n": {}}'),
+            "must be JSON, got something else than the end of a string at",
+        ),
         (safetensors({"a": tensor("I8", [1], 0, 1)}), "a: dtype must be F32, F16 or BF16, got I8"),
         (safetensors({"a": tensor("F32", [-1], 0, 4)}), "a: shape must be a list of whole num"),
         (safetensors({"a": tensor("F32", [2**32, 2**32], 0, 4)}), "a: shape must be that of its"),
@@ -143,7 +155,7 @@ def tensor(dtype: str, shape: list[object], begin: int, end: int) -> dict[str, o
         ),
         (
             safetensors({"model.embed_tokens.weight": tensor("F32", [1], 0, 4)}, bytes(4)),
-            "model.embed_tokens.weight must have the shape (260, 128) that config.json asks for,",
+            "model.embed_tokens.weight must have the shape [260, 128] that config.json asks for,",
         ),
     ],
 )

@@ -157,12 +157,21 @@ def test_core_consumer(tree, request, tmp_path):
     assert "torch" not in output.lower()
 
 
-# test_example_cpp.py has the wheel's operators.
-def test_operators_consumer(prefix, tmp_path):
-    path = f"-DCMAKE_PREFIX_PATH={prefix};{TORCH}"
-    build_and_test(
-        ROOT / "tests" / "consumer", tmp_path, path, "-DCONSUMER_COMPONENTS=sift_attention"
-    )
+@pytest.fixture
+def libtorch(tmp_path) -> Path:
+    """The folders that LibTorch comes with when it is not Python's."""
+    folder = tmp_path / "libtorch"
+    folder.mkdir()
+    for name in ("include", "lib", "share"):
+        (folder / name).symlink_to(Path(TORCH).parents[1] / name)
+    return folder
+
+
+# The example's tests use the wheel's operators with Python's torch.
+def test_operators_consumer(prefix, libtorch, tmp_path):
+    path = f"-DCMAKE_PREFIX_PATH={prefix};{libtorch}"
+    source, build = ROOT / "tests" / "consumer", tmp_path / "build"
+    build_and_test(source, build, path, "-DCONSUMER_COMPONENTS=sift_attention")
 
 
 def find_package(folder: Path, arguments: str, *prefixes: str | Path) -> tuple[bool, str]:

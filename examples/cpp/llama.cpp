@@ -41,9 +41,8 @@ void check_weights(const LlamaConfig& config, const Weights& weights) {
     if (found == weights.end()) throw std::runtime_error(name + " must be among the weights");
     const at::Tensor& weight = found->second;
     if (weight.sizes() != shape) {
-      throw std::runtime_error(name + " must have the shape " + sift::detail::repr(shape) +
-                               " that config.json asks for, got " +
-                               sift::detail::repr(weight.sizes().vec()));
+      throw std::runtime_error(c10::str(name, " must have the shape ", at::IntArrayRef(shape),
+                                        " that config.json asks for, got ", weight.sizes()));
     }
     if (weight.scalar_type() != first->second.scalar_type()) {
       throw std::runtime_error(name + " must have the dtype of " + first->first);
