@@ -82,7 +82,7 @@ void sync_warp(const Site& site);
 void sync_block(const Site& site);
 void sync_grid(const Site& site);
 
-int32_t atomic_add(uint32_t* address, uint32_t x);
+uint32_t atomic_add(uint32_t* address, uint32_t x);
 
 // cp.async of 16 bytes, zeros when `from` is null, and its groups. The bytes land at a random moment
 // until the wait that demands them.
