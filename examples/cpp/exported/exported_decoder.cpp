@@ -5,12 +5,17 @@
 #include <ATen/ops/zeros.h>
 #include <sift_attention/sift_attention.h>  // links the operators, which the programs call
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
 
 namespace example {
 namespace {
+
+// Prompts are read in pieces, since prefill makes a mask of one byte for each new token and each
+// that the cache has room for.
+constexpr int64_t kMaxRows = 256;
 
 using Metadata = std::unordered_map<std::string, std::string>;
 
@@ -84,14 +89,25 @@ at::Tensor ExportedDecoder::forward(const at::Tensor& tokens) {
                              std::to_string(least.item<int64_t>()) + " to " +
                              std::to_string(largest.item<int64_t>()));
   }
+  at::Tensor logits;
+  for (int64_t begin = 0, end = 0; begin < num_rows; begin = end) {
+    end = std::min(begin + kMaxRows, num_rows);
+    if (end + 1 == num_rows) --end;  // a last piece of one token would sift
+    logits = step(tokens.slice(1, begin, end));
+  }
+  return logits;
+}
+
+at::Tensor ExportedDecoder::step(const at::Tensor& tokens) {
+  const int64_t num_rows = tokens.size(1);
   const at::Device device = state_[0].device();
   std::vector<at::Tensor> inputs = {
-      tokens.to(device),
+      tokens.to(device).contiguous(),
       at::full({1}, num_tokens_, at::device(device).dtype(at::kLong)),
       at::zeros({1}, at::device(device).dtype(at::kLong)),  // no padding
   };
   inputs.insert(inputs.end(), state_.begin(), state_.end());
-  std::vector<at::Tensor> outputs = (num_rows == 1 ? decode_ : prefill_).run(inputs);
+  const std::vector<at::Tensor> outputs = (num_rows == 1 ? decode_ : prefill_).run(inputs);
   num_tokens_ += num_rows;
   rows_loaded_ = outputs[1];
   return outputs[0];

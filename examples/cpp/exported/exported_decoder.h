@@ -28,6 +28,8 @@ class ExportedDecoder {
   }  // by the last call, int64 [layers]
 
  private:
+  at::Tensor step(const at::Tensor& tokens);  // all at once
+
   torch::inductor::AOTIModelPackageLoader prefill_;
   torch::inductor::AOTIModelPackageLoader decode_;
   int64_t capacity_;

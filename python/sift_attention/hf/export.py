@@ -68,10 +68,11 @@ def export(
     | rows_loaded | [layers], int64  | value rows that this step loaded; 0 in layers that were  |
     |             |                  | dense                                                    |
 
-    Batch size and dtype are fixed; R and the capacity N are not. A prompt may come in several
-    prefills. To return to an earlier position, or to start again, run a prefill from there: a
-    decode step that finds more or fewer keys than its sums cover is exact. The programs attend as
-    the model does under `enable` with a static cache, up to rounding.
+    Batch size and dtype are fixed; R and the capacity N are not. A prefill attends to all of the
+    capacity under a mask of R x N, so a long prompt had better come in several. To return to an
+    earlier position, or to start again, run a prefill from there: a decode step that finds more or
+    fewer keys than its sums cover is exact. The programs attend as the model does under `enable`
+    with a static cache, up to rounding.
 
     Args:
         model: a decoder in evaluation mode, all of it on one device; not changed.
