@@ -16,9 +16,9 @@
 namespace sift {
 namespace {
 
-// Each of several threads must have so many products of q and k to take (16 keys for 8 heads of 128):
-// waking the pool takes 2 to 3 us, and below this two threads were measured to take longer than one.
-constexpr int64_t kMinProductsPerThread = 16 * 1024;
+// Each of several threads must have so many products of q and k to take (16 keys for 16 heads of
+// 128). Sharing a call was measured to cost 2 us in most runs, but 8 us and more in others.
+constexpr int64_t kMinProductsPerThread = 32 * 1024;
 
 // How the work is divided. Either a thread takes a whole group, whose scores then stay in its
 // cache, or, with few groups, the threads share the chunks of all groups.
@@ -27,8 +27,11 @@ struct Plan {
   int64_t num_groups = 0;
   int64_t max_chunks = 0;
   int64_t num_slots = 0;
+  int64_t groups_per_task = 1;  // of whole groups
   bool is_split = false;
 };
+
+int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 Plan make_plan(const DecodeParams& p, int num_threads) {
   Plan plan;
@@ -36,13 +39,18 @@ Plan make_plan(const DecodeParams& p, int num_threads) {
   plan.group_size = p.num_q_heads / p.num_kv_heads;
   plan.num_groups = p.batch * p.num_kv_heads;
   int64_t num_keys = 0;
+  int64_t longest = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t length = sequence_length(p.keys, b, p.capacity);
-    plan.max_chunks = std::max(plan.max_chunks, num_chunks(length));
+    longest = std::max(longest, length);
     num_keys += length;
   }
+  plan.max_chunks = num_chunks(longest);
   const int64_t num_products = num_keys * p.num_q_heads * p.head_dim;
   plan.num_slots = std::clamp<int64_t>(num_products / kMinProductsPerThread, 1, num_threads);
+  // Short groups that follow one another ask for each other's rows, and threads whose results lie
+  // far apart don't take cache lines from one another.
+  if (longest <= kRowsAhead) plan.groups_per_task = ceil_div(plan.num_groups, plan.num_slots);
   plan.is_split = plan.max_chunks > 1 && plan.num_groups < 4 * plan.num_slots &&
                   plan.num_groups % plan.num_slots != 0;
   return plan;
@@ -102,18 +110,24 @@ void find_sequences(const DecodeParams& p, const Plan& plan, const Memory& memor
 
 void decode_whole_groups(const GroupDecoder& decoder, const Plan& plan, Memory& memory,
                          const ParallelFor& parallel_for) {
-  run_tasks(parallel_for, plan.num_slots, plan.num_groups, [&](int64_t slot, int64_t group) {
+  const int64_t num_tasks = ceil_div(plan.num_groups, plan.groups_per_task);
+  run_tasks(parallel_for, plan.num_slots, num_tasks, [&](int64_t slot, int64_t i) {
     const GroupState& state = memory.states[slot];
     Scratch& scratch = memory.scratches[slot];
-    const int64_t num_chunks = decoder.num_chunks(group);
-    for (int64_t c = 0; c < num_chunks; ++c) decoder.score(group, c, state, scratch);
-    decoder.merge(group, state);
-    for (int64_t c = 0; c < num_chunks; ++c) {
-      decoder.select(group, c, state, scratch, scratch.lists[c % 2]);
-      if (c > 0) decoder.load(scratch.lists[(c - 1) % 2], state, scratch);
+    const int64_t first = i * plan.groups_per_task;
+    const int64_t end = std::min(first + plan.groups_per_task, plan.num_groups);
+    for (int64_t group = first; group < end; ++group) {
+      if (group + 1 < end) decoder.expect(group + 1, scratch);
+      const int64_t num_chunks = decoder.num_chunks(group);
+      for (int64_t c = 0; c < num_chunks; ++c) decoder.score(group, c, state, scratch);
+      decoder.merge(group, state);
+      for (int64_t c = 0; c < num_chunks; ++c) {
+        decoder.select(group, c, state, scratch, scratch.lists[c % 2]);
+        if (c > 0) decoder.load(scratch.lists[(c - 1) % 2], state, scratch);
+      }
+      if (num_chunks > 0) decoder.load(scratch.lists[(num_chunks - 1) % 2], state, scratch);
+      decoder.combine(group, state, scratch);
     }
-    if (num_chunks > 0) decoder.load(scratch.lists[(num_chunks - 1) % 2], state, scratch);
-    decoder.combine(group, state, scratch);
   });
 }
 

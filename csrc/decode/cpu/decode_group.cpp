@@ -48,6 +48,15 @@ RowSource GroupDecoder::row_source(const KVLayout& kv, int64_t group) const {
   return {kv, p_.keys, sequence(group), b, hk, element_bytes_};
 }
 
+void GroupDecoder::expect(int64_t group, const Scratch& scratch) const {
+  const int64_t num_keys = sequence(group).num_keys;
+  if (num_keys == 0 || num_keys > kRowsAhead) return;
+  for (const KVLayout* kv : {&p_.k, &p_.v}) {
+    find_rows(row_source(*kv, group), 0, nullptr, num_keys, scratch.positions, scratch.rows);
+    prefetch_rows(scratch.rows, num_keys, p_.head_dim * element_bytes_);
+  }
+}
+
 void GroupDecoder::score(int64_t group, int64_t chunk, const GroupState& state,
                          Scratch& scratch) const {
   if (scratch.queries_of != group) {

@@ -68,6 +68,10 @@ class GroupDecoder {
   // Of group b * HK + hk; 0 where it attends nothing.
   int64_t num_chunks(int64_t group) const;
 
+  // Asks for the rows of a group that is decoded soon, if they are so few that the loops, which look
+  // ahead within a group only, would wait for most of them.
+  void expect(int64_t group, const Scratch& scratch) const;
+
   // In this order; of different chunks score, select and load may run at the same time. A selected
   // list asks for its first rows, so it is best loaded after the next one is selected.
   void score(int64_t group, int64_t chunk, const GroupState& state, Scratch& scratch) const;
