@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -64,9 +66,15 @@ def test_package_decodes_as_the_model(program, tmp_path):
         total = handle.stats().total
     wanted = text[0, len(prompt) :].tolist()
 
-    exported = sift.hf.export(model, CONFIG)
-    exported.package(tmp_path, **{"aot_inductor.compile_wrapper_opt_level": "O0"})
+    script = ROOT / "examples" / "cpp" / "exported" / "export_model.py"
+    command = [sys.executable, script, folder, tmp_path, "--min-keys", "0"]
+    quickly = {**os.environ, "AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL": "O0"}
+    subprocess.run(command, env=quickly, check=True)
     assert run_in_python(tmp_path, prompt) == (wanted, total.rows_loaded)
+
+    wrong = subprocess.run([*command, "--c", "-1"], capture_output=True, text=True)
+    assert wrong.returncode == 1
+    assert wrong.stderr.endswith("SiftConfig: c must be finite and not negative, got -1.0\n")
 
     def run_program(*arguments, ids=prompt):
         text = " ".join(map(str, ids))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
@@ -30,7 +29,7 @@ class ExportedDecoder:
     decode: ExportedProgram
     layout: Layout
 
-    def package(self, folder: str | os.PathLike[str], **inductor_configs: Any) -> None:
+    def package(self, folder: str | os.PathLike[str]) -> None:
         """Compile both programs with AOTInductor into prefill.pt2 and decode.pt2.
 
         Each carries the weights, and `layout.metadata()` as its metadata. Load them with
@@ -39,15 +38,13 @@ class ExportedDecoder:
 
         Args:
             folder: where the two files go; made if missing.
-            **inductor_configs: options of torch._inductor.
         """
         os.makedirs(folder, exist_ok=True)
-        configs = {**inductor_configs, "aot_inductor.metadata": self.layout.metadata()}
-        for name in ("prefill", "decode"):
+        for name, program in (("prefill", self.prefill), ("decode", self.decode)):
             torch._inductor.aoti_compile_and_package(
-                getattr(self, name),
+                program,
                 package_path=os.path.join(folder, f"{name}.pt2"),
-                inductor_configs=dict(configs),
+                inductor_configs={"aot_inductor.metadata": self.layout.metadata()},
             )
 
 
