@@ -83,3 +83,25 @@ endif()
 target_include_directories(test_simt PRIVATE tests/simt)
 target_link_libraries(test_simt PRIVATE sift_core Catch2::Catch2WithMain)
 catch_discover_tests(test_simt)
+
+# sift::KVCache and sift::Attention as a program on LibTorch compiles them, and the program with which
+# tests/test_cpp_attention.py compares them with Python.
+if(SIFT_WITH_TORCH)
+  add_library(torch INTERFACE IMPORTED)
+  target_include_directories(torch INTERFACE ${SIFT_TORCH_DIR}/include)
+  target_link_libraries(torch INTERFACE
+    ${SIFT_TORCH_DIR}/lib/libtorch.so ${SIFT_TORCH_DIR}/lib/libtorch_cpu.so ${SIFT_TORCH_DIR}/lib/libc10.so)
+  add_executable(test_torch
+    tests/cpp/test_attention.cpp
+    tests/cpp/test_attention_rows.cpp
+    tests/cpp/test_kv_cache.cpp
+    tests/cpp/test_torch.cpp)
+  target_precompile_headers(test_torch PRIVATE <ATen/ATen.h>)  # half of each one's time
+  target_link_libraries(test_torch PRIVATE sift_attention Catch2::Catch2WithMain)
+  catch_discover_tests(test_torch)
+  add_executable(replay_attention tests/cpp/replay_attention.cpp)
+  target_link_libraries(replay_attention PRIVATE sift_attention)
+  foreach(target test_torch replay_attention)
+    target_include_directories(${target} PRIVATE include)
+  endforeach()
+endif()

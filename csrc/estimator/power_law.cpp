@@ -38,6 +38,7 @@ void check(const FitOptions& options, const std::string& caller) {
 
 PowerLaw PowerLaw::uniform(double c) {
   check(valid_factor(c), "PowerLaw.uniform: c must be a finite number of at least 0", c);
+  if (c == 0.0) return exact();
   return {.log_alpha = std::log(c), .beta = 1.0};
 }
 

@@ -93,6 +93,7 @@ class Attention {
   // Keeps these rows of the batch, in this order: int64 [any number], or bool [B].
   void select(const at::Tensor& rows) {
     if (!law_.beta.defined()) return;
+    const c10::InferenceMode writable_in_any_mode(false);
     const at::Tensor taken = detail::row_indices(rows, law_.beta.device());
     cache_.select(taken);
     for (at::Tensor* tensor : {&law_.log_alpha, &law_.beta, &exact_}) {

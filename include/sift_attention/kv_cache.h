@@ -86,12 +86,11 @@ class KVCache {
   int64_t num_keys() const { return num_keys_; }
 
   // The sum of the value rows, float32 [B, HK, D]; of those that key_mask (bool [B, N]) attends
-  // where it is given. A single row that was appended since the last call is added, anything else
-  // is summed anew. A mask has to keep what it said of earlier keys: see num_summed().
+  // where it is given. Computed by the first call after a change: a single row that was appended
+  // is added, anything else is summed anew. A mask has to keep what it said of earlier keys, see
+  // num_summed().
   const at::Tensor& v_sum(const std::optional<at::Tensor>& key_mask = std::nullopt) {
-    const bool continues = num_keys_ == summed_end_ + 1 && is_masked() == key_mask.has_value();
-    const bool is_new = num_keys_ != summed_end_ || is_masked() || key_mask;
-    if (continues) {
+    if (num_keys_ == summed_end_ + 1 && is_masked() == key_mask.has_value()) {
       at::Tensor newest = v_buffer_.select(2, num_keys_ - 1);
       if (key_mask) {
         const at::Tensor attended = key_mask->select(1, num_keys_ - 1).unsqueeze(1);
@@ -99,7 +98,8 @@ class KVCache {
         num_summed_.add_(attended);
       }
       v_sum_.add_(newest);
-    } else if (is_new) {
+    } else if (num_keys_ != summed_end_ && v_buffer_.defined()) {
+      const c10::InferenceMode writable_in_any_mode(false);
       at::Tensor attended = v();
       num_summed_.reset();
       if (key_mask) {
