@@ -9,6 +9,7 @@ import pytest
 
 import sift_attention
 from cmake_project import CMAKE, PACKAGE, ROOT, TORCH, build_and_test, configure
+from sift_attention._library import HAS_CUDA
 from symbols import complaints
 
 
@@ -168,10 +169,12 @@ def libtorch(tmp_path) -> Path:
 
 
 # The example's tests use the wheel's operators with Python's torch.
-def test_operators_consumer(prefix, libtorch, tmp_path):
+def test_operators_consumer(prefix, libtorch, tmp_path, monkeypatch):
     path = f"-DCMAKE_PREFIX_PATH={prefix};{libtorch}"
+    components = "sift_attention;cuda" if HAS_CUDA else "sift_attention"
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")  # else a Torch with CUDA looks for a GPU
     source, build = ROOT / "tests" / "consumer", tmp_path / "build"
-    build_and_test(source, build, path, "-DCONSUMER_COMPONENTS=sift_attention")
+    build_and_test(source, build, path, f"-DCONSUMER_COMPONENTS={components}")
 
 
 def find_package(folder: Path, arguments: str, *prefixes: str | Path) -> tuple[bool, str]:
