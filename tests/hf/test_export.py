@@ -53,6 +53,15 @@ def test_programs_equal_the_model(family):
     assert 0 < rows < keys
 
 
+def test_bfloat16_equals_a_static_cache_bit_for_bit():
+    model, inputs = build("llama").bfloat16(), left_padded()
+    got = run(sift.hf.export(model, CONFIG, batch=2), inputs)
+    with sift.hf.enabled(model, CONFIG):
+        tokens, logits = generate(model, inputs, cache_implementation="static")
+    assert torch.equal(got[0], tokens[:, PROMPT:])
+    assert torch.equal(got[1], logits)
+
+
 def test_a_state_serves_any_capacity_chunks_and_another_prompt():
     model, inputs = build("llama"), left_padded()
     exported = sift.hf.export(model, CONFIG, batch=2)
