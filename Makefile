@@ -80,7 +80,7 @@ demo: build  ## watch a model generate with exact and with sifted attention
 .PHONY: example-cpp
 example-cpp: build  ## build a C++ program on LibTorch, which continues a text
 	@$(BIN)/python examples/cpp/build.py build/example-cpp
-	@build/example-cpp/sift_generate $(or $(ARGS),examples/demo.py)
+	@build/example-cpp/sift_generate $(or $(ARGS),setup.py)
 
 .PHONY: bench
 bench: build  ## measure for about 3 minutes, results into build/

@@ -19,7 +19,7 @@ standard output, everything else to the standard error.
   --exact            load every value row
   --c C              load the rows with more than C times uniform attention (2)
   --tokens N         how many tokens to write (200)
-  --threads N        threads of PyTorch (its own choice)
+  --threads N        threads of PyTorch (1 for a text, its own choice for --random-llama-1b)
   --model DIR        folder of config.json and model.safetensors (the repository's trained model)
   --random-llama-1b  instead of a text: how fast a model of Llama-3.2-1B's shape, random and in
                      bfloat16, writes after a prompt of random keys

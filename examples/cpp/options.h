@@ -14,7 +14,7 @@ struct Options {
   bool is_random = false;          // --random-llama-1b: no file and no trained model
   int64_t num_keys = 32768;        // with is_random
   int64_t num_tokens = 200;        // to write
-  std::optional<int> num_threads;  // none: PyTorch's choice
+  std::optional<int> num_threads;  // none: see --help
   std::filesystem::path model = SIFT_EXAMPLE_MODEL;
   sift::SiftConfig sift;
 };
