@@ -7,6 +7,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <sift_attention/attention_options.h>
 #include <sift_attention/attention_stats.h>
 #include <sift_attention/calibration.h>
 #include <sift_attention/config.h>
@@ -17,19 +18,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <utility>
-#include <vector>
 
 namespace sift {
-
-struct AttentionOptions {
-  std::optional<double> scale = std::nullopt;         // of the scores; none: 1 / sqrt(D)
-  double softcap = 0.0;                               // of the scores; 0: none
-  std::optional<at::Tensor> sinks = std::nullopt;     // [HQ], logits that join the denominator
-  std::optional<at::Tensor> key_mask = std::nullopt;  // bool [B, N] over all keys, the new ones
-                                                      // included: false for left padding
-};
 
 // One attention layer for one batch of sequences: its cache, its power law and what it counted.
 // Rows of the batch have one length; shorter sequences are padded on the left and masked. From one
@@ -56,7 +47,9 @@ class Attention {
     const detail::BelowAutograd below_autograd("Attention", {&q, &k, &v});
     const auto [all_k, all_v] = cache_.append(k, v);
     try {
-      check_arguments(q, k, options);
+      const bool is_continued = law_.beta.defined() && cache_.num_keys() > k.size(2);
+      detail::check_forward(q, k, options, cache_.num_keys(),
+                            is_continued ? std::optional(law_.beta.size(1)) : std::nullopt);
       allocate_for(q);
       return q.size(2) == 1 ? step(q, all_k, all_v, options) : prompt(q, all_k, all_v, options);
     } catch (...) {
@@ -118,31 +111,6 @@ class Attention {
   }
 
  private:
-  void check_arguments(const at::Tensor& q, const at::Tensor& k,
-                       const AttentionOptions& options) const {
-    const std::vector<int64_t> wanted = {k.size(0), q.dim() == 4 ? q.size(1) : 0, k.size(2),
-                                         k.size(3)};
-    if (q.sizes() != wanted || k.size(2) == 0) {
-      detail::refuse("Attention: q must have shape [B, HQ, R, D] = ", detail::repr(wanted),
-                     " with at least one row, got ", detail::shape_of(q));
-    }
-    const bool is_continued = law_.beta.defined() && cache_.num_keys() > k.size(2);
-    if (is_continued && q.size(1) != law_.beta.size(1)) {
-      detail::refuse("Attention: q must have ", std::to_string(law_.beta.size(1)),
-                     " heads as before, got ", std::to_string(q.size(1)));
-    }
-    if (!options.key_mask) return;
-    const at::Tensor& mask = *options.key_mask;
-    if (mask.scalar_type() != at::kBool) {
-      detail::refuse("Attention: key_mask must have dtype bool, got ", detail::dtype_name(mask));
-    }
-    if (mask.sizes() != at::IntArrayRef({k.size(0), cache_.num_keys()})) {
-      detail::refuse("Attention: key_mask must have shape [B, N] = ",
-                     detail::repr({k.size(0), cache_.num_keys()}), ", got ",
-                     detail::shape_of(mask));
-    }
-  }
-
   void allocate_for(const at::Tensor& q) {
     const at::IntArrayRef heads = q.sizes().slice(0, 2);
     if (law_.beta.defined() && law_.beta.sizes() == heads && law_.beta.device() == q.device()) {

@@ -119,12 +119,12 @@ TEST_CASE("a call that fails leaves the cache as it was") {
     return sentence([&] { attention.forward(new_q, k, k, options); });
   };
   CHECK(complaint(q[0]) ==
-        "Attention: q must have shape [B, HQ, R, D] = (1, 0, 1, 32) with at least one row, got "
-        "(4, 1, 32)");
+        "Attention: q must have shape [B, HQ, R, D] with at least one row, got (4, 1, 32)");
   CHECK(complaint(q.expand({-1, -1, 2, -1})) ==
-        "Attention: q must have shape [B, HQ, R, D] = (1, 4, 1, 32) with at least one row, got "
-        "(1, 4, 2, 32)");
-  CHECK(complaint(q.repeat({1, 2, 1, 1})) == "Attention: q must have 4 heads as before, got 8");
+        "Attention: q must have shape [B, HQ, R, D] = (1, 4, 1, 32), got (1, 4, 2, 32)");
+  CHECK(complaint(q.repeat({1, 2, 1, 1})) ==
+        "Attention: q must have shape [B, HQ, R, D] = (1, 4, 1, 32), got (1, 8, 1, 32)");
+  CHECK(complaint(q.to(at::kMeta)) == "Attention: k must be on the device of q = meta, got cpu");
   CHECK(complaint(q, {.key_mask = at::ones({1, 20}, at::kBool)}) ==
         "Attention: key_mask must have shape [B, N] = (1, 21), got (1, 20)");
   CHECK(complaint(q, {.key_mask = at::ones({1, 21})}) ==
@@ -132,12 +132,15 @@ TEST_CASE("a call that fails leaves the cache as it was") {
   CHECK(complaint(q, {.scale = kNan}) == "decode: scale must be finite, got nan");
   CHECK(complaint(q, {.softcap = -1.0}) ==
         "decode: softcap must be a finite number of at least 0, got -1");
-  CHECK(complaint(q.to(at::kHalf)) == "decode: k must have dtype float16, got float32");
+  CHECK(complaint(q.to(at::kHalf)) == "Attention: k must have dtype float16, got float32");
   CHECK(complaint(q.clone().requires_grad_()) ==
         "Attention: gradients are not supported, call it under at::NoGradGuard or detach its "
         "inputs");
   CHECK(attention.cache().num_keys() == 20);
   CHECK(sentence([&] { attention.crop(21); }) == "KVCache: num_keys must be in [0, 20], got 21");
+  CHECK(sentence(
+            [&] { Attention().forward(sequences.q.narrow(1, 0, 3), sequences.k, sequences.v); }) ==
+        "Attention: the heads of q must be a positive multiple of the heads of k, got 3 and 2");
   CHECK(sentence([] { Attention(SiftConfig{.c = -1.0}); }) ==
         "SiftConfig: c must be finite and not negative, got -1.0");
   Attention untouched(SiftConfig{.min_keys = 0});
