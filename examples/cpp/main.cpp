@@ -104,12 +104,12 @@ void continue_text(const Options& options) {
   Llama model(config, read_safetensors(options.model / "model.safetensors"), options.sift);
 
   const std::vector<int64_t> prompt = encode(text);
-  const Progress progress;
+  Progress progress;
   progress.show("reading " + std::to_string(prompt.size()) + " tokens");
   const Stopwatch watch;
   const at::Tensor logits = model.forward(at::tensor(prompt));
   const double prompt_s = watch.seconds();
-  progress.show("");
+  progress.wipe();
 
   // On a terminal the text itself shows the progress.
   const bool is_shown = isatty(STDOUT_FILENO) == 1;
@@ -125,7 +125,7 @@ void continue_text(const Options& options) {
     }
   });
   std::cout << std::flush;
-  progress.show("");
+  progress.wipe();
   if (is_shown) std::cout << std::endl;
   std::fprintf(stderr, "prompt: %zu tokens in %.2f s\n", prompt.size(), prompt_s);
   report(options, model, seconds);
@@ -133,7 +133,7 @@ void continue_text(const Options& options) {
 
 void time_random_model(const Options& options) {
   const LlamaConfig config = llama_3_2_1b();
-  const Progress progress;
+  Progress progress;
   Llama model(config, random_weights(config, [&](const std::string& name) { progress.show(name); }),
               options.sift);
   // Scores then have a standard deviation of about 3.6, and at 32k keys a tenth of the value rows
@@ -156,7 +156,7 @@ void time_random_model(const Options& options) {
         progress.show("token " + std::to_string(++num_written) + " of " +
                       std::to_string(options.num_tokens));
       });
-  progress.show("");
+  progress.wipe();
   report(options, model, seconds);
 }
 
