@@ -112,4 +112,33 @@ TEST_CASE("score_quantile of NaN is NaN for the rows that see it") {
   problem.check(run(problem, *level.level, 1, one_thread()));
 }
 
+TEST_CASE("score_quantile passes bad sinks on to their heads, also where no key counts") {
+  const NamedLevel level = any_level();
+  for (const float sink : {kNaN, std::numeric_limits<float>::infinity(), 1.0f}) {
+    QuantileProblem problem({.capacity = 5, .has_sinks = true}, {5, 3}, 0.5);
+    problem.keys.sinks[1] = sink;
+    for (int64_t n = 0; n < 5; ++n) problem.keys.set_k(0, 0, n, 0.0f);
+    for (int64_t h = 0; h < 4; ++h) {
+      for (int64_t r = 0; r < 2; ++r) {
+        const int64_t row = h * problem.params.q_stride_h + r * problem.params.q_stride_r;
+        problem.keys.set(problem.q, row, 1.0f);
+      }
+    }
+    for (const bool any_counts : {true, false}) {
+      for (int64_t n = 0; n < 5 && !any_counts; ++n) {
+        problem.keys.set(problem.keys.k, problem.keys.k_offset(0, 0, n),
+                         -std::numeric_limits<float>::infinity());
+      }
+      const std::vector<float> quantiles = run(problem, *level.level, 1, one_thread());
+      for (int64_t h = 0; h < 4; ++h) {
+        for (int64_t r = 0; r < 2; ++r) {
+          const float quantile = quantiles[h * 2 + r];
+          REQUIRE(std::isnan(quantile) == (h == 1 && sink != 1.0f));
+          if (!any_counts && h != 1) REQUIRE(quantile == 0.0f);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace sift

@@ -95,7 +95,8 @@ void QuantileTile::write_quantiles(const TileState& state) const {
 // The probability at the rank of the quantile. Probabilities rise with scores.
 float QuantileTile::quantile(int64_t query, int64_t length, const float* sink,
                              const TileState& state) const {
-  if (length == 0 || (sink != nullptr && *sink == kInfinity)) return kNaN;
+  if (length == 0) return kNaN;
+  if (sink != nullptr && !(*sink < kInfinity)) return kNaN;
   const MaxSum* begin = state.softmax + query * shape_.max_chunks;
   const MaxSum* end = begin + num_chunks(length);
   double reference = sink == nullptr ? -kInfinity : *sink;
