@@ -24,11 +24,12 @@ DEVICES = ["cpu", "cuda"] if REQUIRE_CUDA or CAN_USE_CUDA else ["cpu"]
 
 @pytest.fixture(autouse=True)
 def same_start():
-    """Every test draws the same random numbers and leaves the thread count as it was."""
-    num_threads = torch.get_num_threads()
+    """Every test draws the same random numbers; thread count and grad mode stay as they were."""
+    num_threads, has_grad = torch.get_num_threads(), torch.is_grad_enabled()
     torch.manual_seed(0)
     yield
     torch.set_num_threads(num_threads)
+    torch.set_grad_enabled(has_grad)
 
 
 @pytest.fixture(params=DEVICES)
