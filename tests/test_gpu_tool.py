@@ -48,7 +48,7 @@ def test_a_command_without_a_program_fails(tmp_path):
 @pytest.mark.parametrize(("code", "last"), [(SLEEP, "begun"), (SAVE, "saved")])
 def test_a_command_ends_at_its_limit(tmp_path, code, last):
     begin_s = time.monotonic()
-    outcome, _ = run(tmp_path, code, limit_s=5.0)  # Python takes a while to begin
+    outcome, _ = run(tmp_path, code, limit_s=3.0)  # Python takes a while to begin
     assert outcome[0] is command.Outcome.TIME_UP
     assert last in outcome[1] or "KeyboardInterrupt" in outcome[1]
     assert time.monotonic() - begin_s < 20.0

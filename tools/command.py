@@ -91,6 +91,7 @@ def run_command(command: Command, limit_s: float, folder: Path, log: Log) -> tup
             text=True,
             errors="replace",
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
     except OSError as error:
         log.write(f"{error}\n")
@@ -113,6 +114,11 @@ def run_command(command: Command, limit_s: float, folder: Path, log: Log) -> tup
     if time.monotonic() - begin_s >= limit_s:
         return Outcome.TIME_UP, last_line
     return (Outcome.PASSED if status == 0 else Outcome.FAILED), last_line
+
+
+def _heed_interrupts() -> None:
+    """A job in the background ignores SIGINT, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _signal_group(process: subprocess.Popen[str], number: int) -> None:
