@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import sift_attention as sift
 from demo_screen import TwoColumns, heading, say, table
 from sift_attention.eval.corpus import read_standard_library, standard_library_files
-from sift_attention.eval.tasks import BOS, TASKS, decode, encode
+from sift_attention.eval.tasks import TASKS
 from sift_attention.eval.teacher_forced import teacher_forced
+from sift_attention.eval.tokens import BOS, decode, encode
 
 MODEL = Path(__file__).resolve().parent / "model"
 PROMPT_BYTES = 1600

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import sift_attention as sift
 from cmake_project import ROOT
-from sift_attention.eval.tasks import BOS, VOCAB_SIZE, decode
+from sift_attention.eval.tokens import BOS, VOCAB_SIZE, decode
 
 MODEL = ROOT / "examples" / "model"
 NUM_TOKENS = 100

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sift_attention.eval import tasks
 from sift_attention.eval.corpus import read_standard_library, standard_library_files
-from sift_attention.eval.tasks import BOS, KEY, QRY, SEP, TASKS, VOCAB_SIZE
+from sift_attention.eval.tasks import TASKS
+from sift_attention.eval.tokens import BOS, KEY, QRY, SEP, VOCAB_SIZE, decode, encode
 
 LENGTHS = (64, 65, 100, 257, 1024)
 
@@ -89,8 +89,8 @@ def test_held_out_files_are_disjoint_and_a_twentieth():
 
 def test_text_round_trips_and_marks_are_shown():
     text = "def π():  # ✓\n"
-    assert tasks.decode(tasks.encode(text)) == text
-    assert tasks.decode(np.array([BOS, KEY, 97, SEP, 98, QRY])) == "<bos><key>a<sep>b<qry>"
+    assert decode(encode(text)) == text
+    assert decode(np.array([BOS, KEY, 97, SEP, 98, QRY])) == "<bos><key>a<sep>b<qry>"
 
 
 @pytest.mark.parametrize("name", TASKS)

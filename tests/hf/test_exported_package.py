@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import sift_attention as sift
 from cmake_project import CMAKE, PACKAGE, ROOT, TORCH, configure
-from sift_attention.eval.tasks import BOS
+from sift_attention.eval.tokens import BOS
 
 NEW = 40
 CONFIG = sift.SiftConfig(min_keys=0)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from .tasks import Sample
+from .tokens import Sample
 
 
 @dataclass(frozen=True)
