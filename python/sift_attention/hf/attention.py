@@ -88,12 +88,12 @@ def sift_attention_forward(
     if forward is None or not is_causal:
         if is_causal and query.shape[2] == 1:
             _warn_unreached()
-        return _dense(module, query, key, value, attention_mask, scaling, dropout, kwargs)
+        return dense(module, query, key, value, attention_mask, scaling, dropout, kwargs)
 
     layer_idx: int = module.layer_idx  # type: ignore[assignment]
     batch, num_q_heads, num_rows, _ = query.shape
     state = forward.cache.layer(layer_idx, batch, num_q_heads, value)
-    reason = _why_dense(module, layer_idx, forward, kwargs) or obstacle(query, key, value)
+    reason = why_dense(module, layer_idx, forward.cache, kwargs) or obstacle(query, key, value)
     attended = None
     # Without a mask, the state of a single row knows all lengths from the shapes.
     if reason is None and (
@@ -119,23 +119,23 @@ def sift_attention_forward(
         state.observe(query, key, value, attended, scale=scaling, softcap=softcap, sinks=sinks)
     elif num_rows == 1:
         state.skip(reason, query, value)
-    return _dense(module, query, key, value, attention_mask, scaling, dropout, kwargs)
+    return dense(module, query, key, value, attention_mask, scaling, dropout, kwargs)
 
 
-def _why_dense(
-    module: nn.Module, layer_idx: int, forward: Forward, kwargs: dict[str, Any]
+def why_dense(
+    module: nn.Module, layer_idx: int, cache: CacheState, kwargs: dict[str, Any]
 ) -> str | None:
     """One of `counters.DENSE_REASONS`, or None where this layer may sift."""
-    if layer_idx in forward.cache.config.skip_layers:
+    if layer_idx in cache.config.skip_layers:
         return "skipped layer"
-    if kwargs.get("sliding_window") is not None or layer_idx in forward.cache.sliding:
+    if kwargs.get("sliding_window") is not None or layer_idx in cache.sliding:
         return "sliding window"
     if kwargs.get("position_bias") is not None:
         return "position bias"
     return "training" if module.training else None
 
 
-def _dense(
+def dense(
     module: nn.Module,
     query: Tensor,
     key: Tensor,

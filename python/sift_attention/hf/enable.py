@@ -39,7 +39,7 @@ class Handle:
         self._totals = Totals()
         self._argument_names = list(inspect.signature(type(model).forward).parameters)[1:]
         self._was_called = False
-        self._previous = _switch(model, NAME)
+        self._previous = switch_attention(model, NAME, "enable")
         self._hook = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         model.sift_handle = self
         model._prepare_cache_for_generation = self._prepare_cache_for_generation
@@ -62,7 +62,7 @@ class Handle:
         del model.sift_handle, model._prepare_cache_for_generation, model.init_continuous_batching
         # Before transformers 5.17 a static cache stays on the model between calls of generate.
         model.__dict__.pop("_cache", None)
-        _switch(model, self._previous)
+        switch_attention(model, self._previous, "disable")
         total = self.stats().total
         if self._was_called and total.decode_calls == 0:
             reasons = ", ".join(total.dense_calls) or "no forward had one query token and a cache"
@@ -157,13 +157,18 @@ def enable(model: PreTrainedModel, config: SiftConfig | None = None) -> Handle:
     if handle is not None:
         handle.config = config
         return handle
+    check_attention(model, "enable")
+    return Handle(model, config)
+
+
+def check_attention(model: Any, caller: str) -> None:
+    """Refuse, in the name of `caller`, a model whose attention cannot be replaced."""
     name = type(model).__name__
     parameters = inspect.signature(type(model).forward).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        raise ValueError(f"enable: the forward of model must take **kwargs, got {name}")
-    if not (model._supports_attention_backend or name in UNDECLARED):
-        raise ValueError(f"enable: model must attend through AttentionInterface, got {name}")
-    return Handle(model, config)
+        raise ValueError(f"{caller}: the forward of model must take **kwargs, got {name}")
+    if not (getattr(model, "_supports_attention_backend", False) or name in UNDECLARED):
+        raise ValueError(f"{caller}: model must attend through AttentionInterface, got {name}")
 
 
 @contextmanager
@@ -189,7 +194,7 @@ def enabled(model: PreTrainedModel, config: SiftConfig | None = None) -> Iterato
             enable(model, outer_config)
 
 
-def _switch(model: PreTrainedModel, name: str) -> str:
+def switch_attention(model: PreTrainedModel, name: str, caller: str) -> str:
     """Set the attention of the text decoder only; returns the previous one."""
     text = model.config.get_text_config()
     previous: str = text._attn_implementation
@@ -200,6 +205,6 @@ def _switch(model: PreTrainedModel, name: str) -> str:
     model.set_attn_implementation(request)
     if text._attn_implementation != name:
         raise ValueError(
-            f"enable: model must let its attention be set to {name!r}, got {type(model).__name__}"
+            f"{caller}: model must let its attention be set to {name!r}, got {type(model).__name__}"
         )
     return previous
