@@ -1,6 +1,6 @@
 """The numbers of one cell: what a policy changed, and what it read, on a few sequences of a task.
 
-Scored are the predictions that mean something: of text every token, of other tasks the answers.
+Only predictions that mean something are scored, see `Sample.scored`.
 """
 
 from __future__ import annotations
@@ -96,14 +96,12 @@ def measure(samples: Sequence[Sample], exact: Tensor, decoded: Decoded) -> dict[
           place of the context, by the fifth of the context it lies in, with the fifth's middle.
     """
     num_steps = exact.shape[1]
-    tokens, answers, sources = (
-        torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
-        for name in ("tokens", "answers", "sources")
+    first = len(samples[0].tokens) - num_steps + 1  # token that a step predicts
+    targets, answers, sources, scored = (
+        torch.from_numpy(np.stack([getattr(sample, name)[first:] for sample in samples]))
+        for name in ("tokens", "answers", "sources", "scored")
     )
-    has_answers = bool(answers.any())
-    position = torch.arange(tokens.shape[1])[-num_steps + 1 :]
-    targets, answers, sources = (x[:, -num_steps + 1 :] for x in (tokens, answers, sources))
-    scored = answers if has_answers else torch.ones_like(answers)
+    position = torch.arange(first, first + targets.shape[1])
 
     found = compare(exact[:, :-1], decoded.logits[:, :-1], targets.to(exact.device))
     right, exact_right = found.top1 == targets, found.exact_top1 == targets
@@ -187,38 +185,3 @@ def _fractions(decoded: Decoded) -> tuple[Tensor, Tensor, Tensor]:
 def mean(values: Tensor) -> float:
     """Mean of numbers or truths in float64; NaN of none."""
     return float(values.double().mean())
-
-
-def refusal(
-    task: str,
-    samples: Sequence[Sample],
-    exact: dict[str, float],
-    num_steps: int,
-    min_accuracy: float = 0.9,
-) -> str | None:
-    """Why the exact model is too weak at a task for changes of it to mean anything.
-
-    Args:
-        task: its name, for the sentence.
-        samples: those that were scored.
-        exact: accuracy and bits_per_token, as `measure` returns them.
-        num_steps (int): R.
-        min_accuracy: what the answers require.
-
-    Returns:
-        str or None: one sentence; None: the model is good enough.
-    """
-    if any(sample.answers.any() for sample in samples):
-        accuracy = exact["accuracy"]
-        if accuracy >= min_accuracy:
-            return None
-        return f"{task} refused: exact accuracy {accuracy:.0%}, below {min_accuracy:.0%}"
-    tokens = np.concatenate([sample.tokens[-num_steps + 1 :] for sample in samples])
-    share = np.unique(tokens, return_counts=True)[1] / len(tokens)
-    entropy = -float((share * np.log2(share)).sum())
-    if exact["bits_per_token"] < entropy:
-        return None
-    return (
-        f"{task} refused: exact model needs {exact['bits_per_token']:.2f} bits per token, "
-        f"no better than the frequencies of the tokens, {entropy:.2f}"
-    )

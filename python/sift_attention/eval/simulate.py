@@ -182,7 +182,7 @@ class _Simulation:
                 dropped_mass.append((rows.p.sum(-1) - read.kept_mass).clamp(min=0.0))
 
         def by_sequence(parts: list[Tensor]) -> Tensor:
-            return torch.stack(parts).unflatten(0, (batch, num_kv_heads))
+            return torch.stack(parts).view(batch, num_kv_heads, *parts[0].shape)
 
         self.layers[layer_idx] = Reads(
             v_rows=by_sequence(v_rows).mT,
