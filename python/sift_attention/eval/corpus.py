@@ -1,5 +1,7 @@
 """Evaluation text: the source of the running Python, its standard library, read, never copied."""
 
+import functools
+import importlib
 import sysconfig
 import zlib
 from pathlib import Path
@@ -72,3 +74,25 @@ def read_standard_library(split: Split) -> NDArray[np.uint8]:
             + sysconfig.get_paths()["stdlib"]
         )
     return np.frombuffer(b"\n".join(contents), dtype=np.uint8)
+
+
+@functools.cache
+def read_prose() -> NDArray[np.uint8]:
+    """English prose: the chapters of the language reference that Python's `help()` shows.
+
+    No part of either split: the folder they stand in is left out of both.
+
+    Returns:
+        uint8 array [num_bytes]: about 0.5 MB.
+
+    Raises:
+        FileNotFoundError: if this Python comes without them.
+    """
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError as error:
+        raise FileNotFoundError(
+            "read_prose: the standard library must have pydoc_data.topics, got none in "
+            + sysconfig.get_paths()["stdlib"]
+        ) from error
+    return np.frombuffer("\n".join(topics.values()).encode(), dtype=np.uint8)

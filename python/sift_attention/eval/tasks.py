@@ -1,4 +1,4 @@
-"""Seeded generators of byte sequences: text, repeats, recall, needles, tracking, frequent words.
+"""Seeded generators of byte sequences: text, repeats, recall, needles, tracking, word counts.
 
 Every generator takes a random generator, the number of tokens and the text to draw from, and
 returns a `Sample`, which says what to learn and what the context determines, so the same code
@@ -8,6 +8,7 @@ trains a model and scores it.
 import numpy as np
 from numpy.typing import NDArray
 
+from .corpus import read_prose
 from .needles import needles, passkey, tracking
 from .tokens import BOS, SEP, Sample, Task, check_length, window
 from .words import common, frequent
@@ -66,6 +67,21 @@ def mqar(rng: np.random.Generator, length: int, corpus: NDArray[np.uint8]) -> Sa
     return Sample(tokens.astype(np.int64), answers.astype(np.float32), answers, sources)
 
 
+def topic_shift(rng: np.random.Generator, length: int, corpus: NDArray[np.uint8]) -> Sample:
+    """A window of the corpus that gives way to English prose in the middle; scored as text is.
+
+    What a policy learnt of the first half, it applies to another kind of text.
+    """
+    check_length("topic_shift", length)
+    middle = length // 2
+    tokens = window(rng, length, corpus)
+    tokens[middle:] = window(rng, length - middle + 1, read_prose())[1:]
+    weights = np.ones(length, np.float32)
+    weights[[0, middle]] = 0
+    return Sample(tokens, weights, np.zeros(length, np.bool_), np.full(length, -1))
+
+
+# What models are trained on and measured by.
 TASKS: dict[str, Task] = {
     "text": text,
     "repeats": repeats,
@@ -76,3 +92,6 @@ TASKS: dict[str, Task] = {
     "frequent": frequent,
     "common": common,
 }
+# What no model is trained on.
+STRESS_TASKS: dict[str, Task] = {"topic_shift": topic_shift}
+EVALUATION_TASKS = TASKS | STRESS_TASKS

@@ -21,7 +21,7 @@ class Sample:
     """One sequence of T tokens; entry t of the other arrays is about predicting tokens[t].
 
     Attributes:
-        tokens (int64 [T]): token ids below `VOCAB_SIZE`; tokens[0] is `BOS`.
+        tokens (int64 [T]): token ids; in the byte tasks below `VOCAB_SIZE`, tokens[0] is `BOS`.
         weights (float32 [T]): training weight, 0 where the token cannot be predicted. A model
             trained with them predicts nothing meaningful there: compare models elsewhere.
         answers (bool [T]): whether tokens[:t] determine tokens[t], up to chance in `repeats`.
@@ -32,6 +32,11 @@ class Sample:
     weights: NDArray[np.float32]
     answers: NDArray[np.bool_]
     sources: NDArray[np.int64]
+
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        """What an evaluation scores, bool [T]: the answers, or without any all that has weight."""
+        return self.answers if self.answers.any() else self.weights > 0
 
 
 Task = Callable[[np.random.Generator, int, NDArray[np.uint8]], Sample]
