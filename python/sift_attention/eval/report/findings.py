@@ -1,0 +1,221 @@
+"""What the tables say, in sentences and in one ranking, written from the numbers alone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+
+from .curves import AtBudget, best_and_tied, log_ratios
+from .page import Table
+from .results import Axis, Condition, Results, mean
+from .tables import (
+    RECALL_V_SHARE,
+    WHAT,
+    accuracy_change,
+    asked,
+    condition_names,
+    contenders,
+    measured,
+    ordered,
+    share_of,
+    title,
+)
+from .texts import joined, limit, milli, percent, points, setting_labels
+
+TEXT_KL = 0.002  # nats per token: what sifted text should not exceed
+RECALL_POINTS = 0.5  # percentage points below exact that recall may lose
+
+
+def findings(results: Results, budgets: Sequence[float]) -> list[str]:
+    """Sentences on the default: where it stands at equal bytes, the targets, the paper's way."""
+    hero = results.hero
+    if hero is None:
+        return []
+    axes: tuple[Axis, ...] = ("v_fraction", "kv_fraction")
+    found = [
+        sentence
+        for axis in axes
+        for budget in budgets
+        if (sentence := _standing(results, hero, axis, share_of(axis, budget)))
+    ]
+    return [*found, *_targets(results, hero), *_paper(results, hero, budgets)]
+
+
+def _standing(results: Results, hero: str, axis: Axis, share: float) -> str | None:
+    """Where the default is best, tied, or behind whom."""
+    names = condition_names(results)
+    first, tied, behind = [], [], []
+    for condition in results.conditions:
+        rivals = contenders(results, measured(results, condition, axis, share))
+        best, level = best_and_tied(rivals)
+        if best is None or hero not in rivals or not rivals[hero].by_seed:
+            continue
+        if hero == best:
+            first.append(names[condition])
+        elif hero in level:
+            tied.append(f"{names[condition]} ({best})")
+        else:
+            ratio = rivals[hero].mean / rivals[best].mean
+            behind.append(f"{names[condition]} ({best}, {ratio:.1f} times less)")
+    parts = [
+        f"{word} {joined(where)}"
+        for word, where in (
+            ("lowest on", first),
+            ("tied with the lowest on", tied),
+            ("above the lowest on", behind),
+        )
+        if where
+    ]
+    if not parts:
+        return None
+    shown = f"{round(100 * share, 1):g}%"
+    return f"At {shown} of the {WHAT[axis]} bytes the KL of {hero} is {'; '.join(parts)}."
+
+
+def _targets(results: Results, hero: str) -> Iterator[str]:
+    """KL on text and recall within RECALL_V_SHARE of the V rows."""
+    names = condition_names(results)
+    within = {
+        c: setting[1]
+        for c in results.conditions
+        if (setting := results.nearest_within(c, hero, RECALL_V_SHARE))
+    }
+    for c, cells in within.items():
+        if c not in asked(results):
+            kl = mean(cells, "kl")
+            verdict = "within" if kl <= TEXT_KL else "above"
+            yield (
+                f"On {names[c]}, {hero} reads {percent(mean(cells, 'v_fraction'), 1)} of V at a KL "
+                f"of {milli(kl)} thousandths of a nat per token, {verdict} the "
+                f"{milli(TEXT_KL)} aimed at."
+            )
+    recalled = [c for c in within if c in asked(results)]
+    kept, lost = [], []
+    for c in recalled:
+        change = statistics.fmean(100 * value for value in accuracy_change(within[c]))
+        if change >= -RECALL_POINTS:
+            kept.append(names[c])
+        else:
+            lost.append(f"{names[c]} ({points(accuracy_change(within[c]))} points)")
+    if recalled:
+        parts = [f"on {joined(kept)}"] if kept else []
+        parts += [f"not on {joined(lost)}"] if lost else []
+        yield (
+            f"With at most {RECALL_V_SHARE:.0%} of V, {hero} recalls within {RECALL_POINTS} points "
+            f"of exact attention {', '.join(parts)}."
+        )
+
+
+def _paper(results: Results, hero: str, budgets: Sequence[float]) -> Iterator[str]:
+    """The paper's own procedure against the default, at equal V bytes."""
+    facts = results.data.get("families", {})
+    for name in results.families:
+        if facts.get(name, {}).get("module") != "paper":
+            continue
+        ratios = [
+            ratio
+            for budget in budgets
+            for condition in results.conditions
+            if (ratio := _ratio(results, name, hero, condition, "v_fraction", budget))
+        ]
+        if ratios:
+            yield (
+                f"At equal V bytes, {name} has {min(ratios):,.1f} to {max(ratios):,.1f} times the "
+                f"KL of {hero}, median {statistics.median(ratios):,.1f} "
+                f"({len(ratios)} comparisons)."
+            )
+
+
+def _ratio(
+    results: Results, name: str, hero: str, condition: Condition, axis: Axis, share: float
+) -> float | None:
+    """Geometric mean over seeds of the family's KL over the default's; None out of reach."""
+    column = measured(results, condition, axis, share)
+    return _mean_ratio(column.get(name), column.get(hero))
+
+
+def _mean_ratio(one: AtBudget | None, other: AtBudget | None) -> float | None:
+    logs = log_ratios(one, other) if one and other else []
+    return math.exp(statistics.fmean(logs)) if logs else None
+
+
+def ranking(results: Results, axis: Axis, budgets: Sequence[float]) -> Table | None:
+    """KL of every family over the default's, over all tasks, best first.
+
+    Returns:
+        Table or None: None without a default.
+    """
+    hero = results.hero
+    if hero is None:
+        return None
+    rows: list[tuple[float, list[str]]] = []
+    columns = [
+        {c: measured(results, c, axis, share_of(axis, budget)) for c in results.conditions}
+        for budget in budgets
+    ]
+    winners = [_winners(results, list(column.values())) for column in columns]
+    for family in ordered(results):
+        cells, logs = [], []
+        for column, won in zip(columns, winners, strict=True):
+            ratios = [_mean_ratio(at.get(family.name), at.get(hero)) for at in column.values()]
+            known = [math.log(ratio) for ratio in ratios if ratio]
+            logs += known
+            cells.append(_ranked(known, len(column), won.get(family.name, 0)))
+        rows.append(
+            (statistics.fmean(logs) if logs else math.inf, [title(results, family), *cells])
+        )
+    return Table(
+        ["", *(f"{round(100 * share_of(axis, b), 1):g}% of {WHAT[axis]}" for b in budgets)],
+        [row for _, row in sorted(rows, key=lambda pair: pair[0])],
+        f"KL over that of the default at equal {WHAT[axis]} bytes, geometric mean over tasks and "
+        "seeds; below 1 is better than the default. In brackets: on how many tasks the policy is "
+        "the best that needs no oracle, or tied with it; and of how many, where not all can be "
+        f"compared. {limit(results)}",
+    )
+
+
+def _winners(results: Results, columns: Sequence[dict[str, AtBudget]]) -> dict[str, int]:
+    """On how many tasks each contender is best or tied."""
+    wins: dict[str, int] = {}
+    for column in columns:
+        best, tied = best_and_tied(contenders(results, column))
+        for name in filter(None, (best, *tied)):
+            wins[name] = wins.get(name, 0) + 1
+    return wins
+
+
+def _ranked(logs: Sequence[float], num_tasks: int, num_wins: int) -> str:
+    if not logs:
+        return ""
+    of = "" if len(logs) == num_tasks else f" of {len(logs)}"
+    note = f" ({num_wins}{of})" if num_wins or of else ""
+    ratio = math.exp(statistics.fmean(logs))
+    return f"{ratio:,.{2 if ratio < 10 else 0}f}{note}"
+
+
+def choice(results: Results, family: str) -> Table:
+    """Every setting of a family over all tasks: what it reads, and the worst it does."""
+    found: dict[str, list[tuple[Condition, list[dict[str, object]]]]] = {}
+    for condition in results.conditions:
+        for policy, cells in results.settings(condition, family).items():
+            found.setdefault(policy, []).append((condition, cells))
+    labels, names = setting_labels(list(found)), condition_names(results)
+    rows = []
+    for policy, by_condition in found.items():
+        read = [mean(cells, "v_fraction") for _, cells in by_condition]
+        kl, where = max((mean(cells, "kl"), names[c]) for c, cells in by_condition)
+        changes = [
+            (statistics.fmean(accuracy_change(cells)), names[c])
+            for c, cells in by_condition
+            if c in asked(results)
+        ]
+        worst = f"{100 * min(changes)[0]:+.1f} ({min(changes)[1]})" if changes else ""
+        reads = f"{min(read):.1%} to {max(read):.1%}"
+        rows.append([labels[policy], reads, f"{milli(kl)} ({where})", worst])
+    return Table(
+        [family, "V rows read", "highest KL", "lowest accuracy minus exact"],
+        rows,
+        "Over the tasks, means over seeds. KL in thousandths of a nat per scored token, accuracy "
+        f"in percentage points. {limit(results)}",
+    )
