@@ -48,6 +48,8 @@ class Counters:
         covered_mass (Tensor[], float64): probability of loaded keys and sinks, summed over heads.
         unfitted (Tensor[], int64): heads whose law could not be fitted to the last prompt.
         dense (Tensor[len(DENSE_REASONS)], int64): decode steps that ran dense, by reason.
+        newest (tuple or None): of the last step in Python, num_loaded [B, HK] and the probability
+            of loaded keys and sinks [B, HQ], float32.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Counters:
         self.num_q_heads, self.num_kv_heads = num_q_heads, num_kv_heads
         self.row_bytes = row_bytes
         self.calls = self.keys = self.row_steps = 0
+        self.newest: tuple[Tensor, Tensor] | None = None
         self._pending: list[tuple[Tensor, Tensor, Tensor | None]] = []
         with torch.inference_mode(False):
             self.compiled_calls = torch.zeros((), dtype=torch.int64, device=device)
@@ -69,6 +72,7 @@ class Counters:
     def reset(self) -> None:
         """Set every total to zero, in place."""
         self.calls = self.keys = self.row_steps = 0
+        self.newest = None
         self._pending.clear()
         for tensor in self._tensors():
             tensor.zero_()
@@ -115,6 +119,7 @@ class Counters:
             self._add_sums([num_loaded], [kept_mass], [keys_and_steps])
         else:
             self.calls += 1
+            self.newest = num_loaded, kept_mass
             self._pending.append((num_loaded, kept_mass, keys_and_steps))
             if len(self._pending) == FOLD_EVERY:
                 self.fold()

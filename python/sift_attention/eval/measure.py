@@ -6,7 +6,7 @@ Only predictions that mean something are scored, see `Sample.scored`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .decoded import Decoded
+from .decoded import Decoded, Reads
 from .tokens import Sample
 
 _NUM_STRETCHES = 8  # of steps
@@ -91,21 +91,40 @@ def measure(samples: Sequence[Sample], exact: Tensor, decoded: Decoded) -> dict[
           log2-likelihood. kl: mean KL(exact || decoded) in nats. agreement: share of the
           predictions in which both rank the same token first.
         - v_fraction, kv_fraction, dropped_mass, sifted_calls, sifted_share, layers: see `traffic`.
-        - by_step: step, kl and v_fraction of eight stretches of steps, with their first step.
+        - by_step: step (the first), kl, v_fraction and dropped_mass of eight stretches of steps.
         - by_depth: depth, accuracy, exact_accuracy and num_answers of answers that stand at one
           place of the context, by the fifth of the context it lies in, with the fifth's middle.
     """
     num_steps = exact.shape[1]
-    first = len(samples[0].tokens) - num_steps + 1  # token that a step predicts
+    tokens = torch.from_numpy(np.stack([sample.tokens[-num_steps + 1 :] for sample in samples]))
+    found = compare(exact[:, :-1], decoded.logits[:, :-1], tokens.to(exact.device))
+    return summary(samples, found, decoded.num_keys, decoded.layers)
+
+
+def summary(
+    samples: Sequence[Sample],
+    found: Comparison,
+    num_keys: range,
+    layers: Mapping[int, Reads],
+) -> dict[str, Any]:
+    """What `measure` returns.
+
+    Args:
+        samples: as for `measure`.
+        found: of the first R - 1 steps; the last one's token is beyond the sequence.
+        num_keys: as of Decoded.
+        layers: as of Decoded.
+    """
+    num_steps = len(num_keys)
+    first = len(samples[0].tokens) - num_steps + 1  # token that the first step predicts
     targets, answers, sources, scored = (
         torch.from_numpy(np.stack([getattr(sample, name)[first:] for sample in samples]))
         for name in ("tokens", "answers", "sources", "scored")
     )
     position = torch.arange(first, first + targets.shape[1])
 
-    found = compare(exact[:, :-1], decoded.logits[:, :-1], targets.to(exact.device))
     right, exact_right = found.top1 == targets, found.exact_top1 == targets
-    v_fraction = _fractions(decoded)[0].mean((0, 1, 3))
+    v, _, dropped = _fractions(num_keys, layers)
     bounds = np.linspace(0, num_steps, _NUM_STRETCHES + 1).astype(int).tolist()
     stretches = [slice(*pair) for pair in pairwise(bounds) if pair[0] < pair[1]]
     fifth = (_NUM_FIFTHS * sources).div(position, rounding_mode="floor")
@@ -121,12 +140,13 @@ def measure(samples: Sequence[Sample], exact: Tensor, decoded: Decoded) -> dict[
         "bits_per_token": mean(found.nats[scored]) / math.log(2),
         "kl": mean(found.kl[scored]),
         "agreement": mean(found.agrees[scored]),
-        **traffic(decoded),
+        **traffic(num_keys, layers),
         "by_step": [
             {
                 "step": stretch.start,
                 "kl": mean(found.kl[:, stretch][scored[:, stretch]]),
-                "v_fraction": mean(v_fraction[stretch]),
+                "v_fraction": mean(v[:, :, stretch]),
+                "dropped_mass": mean(dropped[:, :, stretch]),
             }
             for stretch in stretches
         ],
@@ -142,8 +162,12 @@ def measure(samples: Sequence[Sample], exact: Tensor, decoded: Decoded) -> dict[
     }
 
 
-def traffic(decoded: Decoded) -> dict[str, Any]:
+def traffic(num_keys: range, layers: Mapping[int, Reads]) -> dict[str, Any]:
     """What decode steps read; means over sequences, steps, layers and heads.
+
+    Args:
+        num_keys: as of Decoded.
+        layers: as of Decoded.
 
     Returns:
         dict: without layers that sift, NaN.
@@ -155,7 +179,7 @@ def traffic(decoded: Decoded) -> dict[str, Any]:
           sifted_share: their share.
         - layers: layer (index), v_fraction and dropped_mass of each that is not exact by nature.
     """
-    v, kv, dropped = _fractions(decoded)
+    v, kv, dropped = _fractions(num_keys, layers)
     return {
         "v_fraction": mean(v),
         "kv_fraction": mean(kv),
@@ -164,22 +188,22 @@ def traffic(decoded: Decoded) -> dict[str, Any]:
         "sifted_share": mean(v < 1.0),
         "layers": [
             {"layer": layer, "v_fraction": mean(v[i]), "dropped_mass": mean(dropped[i])}
-            for i, layer in enumerate(decoded.layers)
+            for i, layer in enumerate(layers)
         ],
     }
 
 
-def _fractions(decoded: Decoded) -> tuple[Tensor, Tensor, Tensor]:
+def _fractions(num_keys: range, layers: Mapping[int, Reads]) -> tuple[Tensor, Tensor, Tensor]:
     """V fraction and K + V fraction [L, B, R, HK] and dropped mass [L, B, R, HQ], float64."""
-    num_keys = torch.tensor(decoded.num_keys)[:, None]
-    layers = decoded.layers.values()
+    attended = torch.tensor(num_keys)[:, None]
+    if not layers:
+        nothing = torch.zeros(0, 1, len(num_keys), 1, dtype=torch.float64)
+        return nothing, nothing, nothing
     v_rows, k_rows, dropped = (
-        torch.stack([getattr(reads, name).double().cpu() for reads in layers])
-        if layers
-        else torch.zeros(0, 1, len(num_keys), 1, dtype=torch.float64)
+        torch.stack([getattr(reads, name).double().cpu() for reads in layers.values()])
         for name in ("v_rows", "k_rows", "dropped_mass")
     )
-    return v_rows / num_keys, (k_rows + v_rows) / (2 * num_keys), dropped
+    return v_rows / attended, (k_rows + v_rows) / (2 * attended), dropped
 
 
 def mean(values: Tensor) -> float:

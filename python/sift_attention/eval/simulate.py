@@ -59,14 +59,12 @@ def simulate(model: Any, tokens: Tensor, num_steps: int, policy: Policy) -> Deco
     simulation = _Simulation(num_steps, policy, cache)
     previous = switch_attention(model, NAME, "simulate")
     try:
-        logits = model(
-            input_ids=tokens.to(model.device), use_cache=False, sift_simulation=simulation
-        ).logits
+        logits = last_logits(model, tokens, num_steps, sift_simulation=simulation)
     finally:
         switch_attention(model, previous, "simulate")
     length = tokens.shape[1]
     num_keys = range(length - num_steps + 1, length + 1)
-    return Decoded(logits[:, -num_steps:], num_keys, simulation.layers)
+    return Decoded(logits, num_keys, simulation.layers)
 
 
 def observe(model: Any, tokens: Tensor, num_steps: int) -> dict[tuple[int, int], list[Rows]]:
@@ -90,8 +88,19 @@ def observe(model: Any, tokens: Tensor, num_steps: int) -> dict[tuple[int, int],
 def exact_logits(model: Any, tokens: Tensor, num_steps: int) -> Tensor:
     """Logits [B, R, V] of the last R tokens under the model's own attention."""
     check_tokens("exact_logits", tokens, num_steps)
-    logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
-    return logits[:, -num_steps:]
+    return last_logits(model, tokens, num_steps)
+
+
+def last_logits(model: Any, tokens: Tensor, num_rows: int, **kwargs: Any) -> Tensor:
+    """Logits [B, R, V] of the last rows of a forward without a cache."""
+    kwargs = {**kwargs, **keep_logits(model, num_rows)}
+    logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False, **kwargs).logits
+    return logits[:, -num_rows:]
+
+
+def keep_logits(model: Any, num_rows: int) -> dict[str, int]:
+    """Argument of a forward that computes no logits but the last ones, where it knows one."""
+    return {"logits_to_keep": num_rows} if model._supports_logits_to_keep() else {}
 
 
 def check_tokens(caller: str, tokens: Tensor, num_steps: int) -> None:

@@ -6,17 +6,16 @@ the attention alone, yet errors travel through the layers and stay in the cache 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
-from sift_attention.config import SiftConfig
-from sift_attention.hf import enabled
+from ..config import SiftConfig
+from .measure import compare
+from .simulate import exact_logits
+from .stepwise import stepwise
 
 
 @dataclass(frozen=True)
@@ -104,44 +103,29 @@ def teacher_forced(
     """
     config = SiftConfig() if config is None else config
     _check(tokens, prefill, config)
-    tokens = tokens.to(model.device)
-    exact = model(input_ids=tokens, use_cache=False).logits[:, prefill:-1]
-    targets = tokens[:, prefill + 1 :]
-    num_steps = targets.shape[1]
+    known, num_steps = tokens[:, :-1], tokens.shape[1] - 1 - prefill
+    exact = exact_logits(model, known, num_steps)
+    decoded = stepwise(model, known, num_steps, config, progress)
+    found = compare(exact, decoded.logits, tokens[:, prefill + 1 :].to(exact.device))
 
-    kl, delta_nll, top1, loaded, dropped = [], [], [], [], []
-    sifted_calls = decode_calls = 0
-    with enabled(model, config) as handle:
-        cache = model(input_ids=tokens[:, :prefill], use_cache=True).past_key_values
-        for step in tqdm(
-            range(num_steps), desc="teacher-forced", unit="step", disable=not progress
-        ):
-            handle.reset_stats()
-            token = tokens[:, prefill + step, None]
-            logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1]
-            stats = handle.stats()
-            decode_calls += stats.total.decode_calls
-            sifted_calls += sum(layer.rows_loaded < layer.keys for layer in stats.layers.values())
-            loaded.append(stats.total.loaded_fraction)
-            dropped.append(stats.total.dropped_mass)
-            kl.append(_kl(exact[:, step], logits))
-            delta_nll.append(
-                _nll(logits, targets[:, step]) - _nll(exact[:, step], targets[:, step])
-            )
-            top1.append(_top1(logits))
+    layers, num_keys = decoded.layers.values(), torch.tensor(decoded.num_keys)
+    sifted = [(reads.v_rows < num_keys[:, None]).any(2).any(0) for reads in layers]  # [T] of each
+    sifted_calls, decode_calls = int(sum(part.sum() for part in sifted)), len(sifted) * num_steps
     if sifted_calls == 0:
         raise RuntimeError(
             f"teacher_forced: config must leave out some V row, got {config} "
             f"and {decode_calls} calls of the operator that loaded them all"
         )
+    loaded = torch.stack([reads.v_rows for reads in layers]).double()  # [L, B, T, HK]
+    dropped = torch.stack([reads.dropped_mass for reads in layers]).double()  # [L, B, T, HQ]
     return TeacherForced(
-        kl=torch.stack(kl, 1).cpu(),
-        delta_nll=torch.stack(delta_nll, 1).cpu(),
-        exact_top1=_top1(exact).cpu(),
-        sifted_top1=torch.stack(top1, 1).cpu(),
-        num_keys=range(prefill + 1, prefill + 1 + num_steps),
-        loaded_fraction=torch.tensor(loaded, dtype=torch.float64),
-        dropped_mass=torch.tensor(dropped, dtype=torch.float64),
+        kl=found.kl,
+        delta_nll=found.nats - found.exact_nats,
+        exact_top1=found.exact_top1,
+        sifted_top1=found.top1,
+        num_keys=decoded.num_keys,
+        loaded_fraction=loaded.mean((0, 1, 3)) / num_keys,
+        dropped_mass=dropped.mean((0, 1, 3)),
         sifted_calls=sifted_calls,
         decode_calls=decode_calls,
     )
@@ -163,19 +147,3 @@ def _check(tokens: Tensor, prefill: int, config: SiftConfig) -> None:
             "teacher_forced: tokens must be longer than config.min_keys "
             f"({config.min_keys}), got {length}"
         )
-
-
-def _kl(exact: Tensor, sifted: Tensor) -> Tensor:
-    """KL(exact || sifted) in nats of logits [B, V], float64 [B]; impossible tokens add nothing."""
-    log_p, log_q = (logits.double().log_softmax(-1) for logits in (exact, sifted))
-    return (log_p.exp() * (log_p - log_q)).masked_fill(log_p == -math.inf, 0.0).sum(-1)
-
-
-def _top1(logits: Tensor) -> Tensor:
-    """Most likely token of logits [..., V], -1 where one is NaN; int64 [...]."""
-    return logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)
-
-
-def _nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood in nats of targets [B] under logits [B, V], float64 [B]."""
-    return cross_entropy(logits.double(), targets, reduction="none")
