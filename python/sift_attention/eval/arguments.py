@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tasks", _names, "A,B", "what to score, or 'list' to see what there is [all]")
     add(
         "--policies",
-        _names,
+        _families,
         "A,B",
         "families of policies to simulate, by name or file, or 'list' [all]; exact always runs",
     )

@@ -35,18 +35,7 @@ from .report import write_report
 from .worker import ModelSpec
 from .workers import Workers
 
-_ASKED = (
-    "tasks",
-    "lengths",
-    "seeds",
-    "seed",
-    "sequences",
-    "budget",
-    "min_accuracy",
-    "stepwise",
-    "free_running",
-    "drift",
-)
+_NOT_RECORDED = {"out", "model", "workers", "device", "dtype"}  # or elsewhere
 
 
 def evaluate(options: Options, progress: bool = True) -> Result:
@@ -191,7 +180,12 @@ def _measure(options: Options, plan: _Plan, store: Store, failure: Path, progres
     with (
         Workers(count, spec, failure) as workers,
         tqdm(
-            total=total, initial=done, desc="cells", unit="cell", smoothing=0, disable=not progress
+            total=total,
+            initial=done,
+            desc="cells",
+            unit="cell",
+            smoothing=0.05,
+            disable=not progress,
         ) as bar,
     ):
 
@@ -206,7 +200,7 @@ def _measure(options: Options, plan: _Plan, store: Store, failure: Path, progres
 
 def _results(options: Options, plan: _Plan, store: Store, model: Result) -> Result:
     """What there is, in the form of results.json."""
-    asked = {field: getattr(options, field) for field in _ASKED}
+    asked = {name: v for name, v in vars(options).items() if name not in _NOT_RECORDED}
     asked["policies"] = options.family_names
     loaded = [store.load(cell) for cell in plan.reported()]
     return {

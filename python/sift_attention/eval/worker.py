@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import traceback
 import zlib
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -144,6 +146,8 @@ def serve(spec: ModelSpec, num_threads: int, connection: Connection, failure: Pa
         failure: where a traceback goes.
     """
     torch.set_num_threads(num_threads)
+    # The lock that bars create by themselves is a semaphore, which a stopped process leaves behind.
+    tqdm.set_lock(threading.RLock())
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     cell = None
     try:
