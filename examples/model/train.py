@@ -48,7 +48,16 @@ FROM_SCRATCH = [
     (0.63, 1024, 4),
     (0.82, 2048, 2),
 ]
-CONTINUED = [(0.00, 256, 16), (0.10, 512, 8), (0.30, 1024, 4), (0.55, 2048, 2), (0.85, 4096, 1)]
+CONTINUED_RATE = 0.3  # of the rates below; at the full rates a trained model forgets recall
+CONTINUED = [
+    (0.00, 64, 48),
+    (0.10, 128, 24),
+    (0.20, 256, 16),
+    (0.30, 512, 8),
+    (0.45, 1024, 4),
+    (0.65, 2048, 2),
+    (0.90, 4096, 1),
+]
 MUON_LR = 0.02
 ADAM_LR = 0.004
 
@@ -131,6 +140,7 @@ def nats_per_token(model: LlamaForCausalLM, tokens: Tensor) -> Tensor:
 def train(
     model: LlamaForCausalLM,
     curriculum: list[tuple[float, int, int]],
+    rate: float,
     seconds: float,
     seed: int,
     folder: Path,
@@ -154,7 +164,7 @@ def train(
             weights = weights[:, 1:]
             ((nats * weights).sum() / weights.sum()).backward()
 
-            factor = learning_rate(step, progress)
+            factor = rate * learning_rate(step, progress)
             muon.step(MUON_LR * factor)
             for group in adam.param_groups:
                 group["lr"] = ADAM_LR * factor
@@ -188,12 +198,15 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.model is None:
-        model, curriculum, runs = new_model(), FROM_SCRATCH, []
+        model, curriculum, rate, runs = new_model(), FROM_SCRATCH, 1.0, []
     else:
-        model, curriculum = LlamaForCausalLM.from_pretrained(arguments.model).train(), CONTINUED
+        model = LlamaForCausalLM.from_pretrained(arguments.model).train()
+        curriculum, rate = CONTINUED, CONTINUED_RATE
         runs = json.loads((arguments.model / "evidence.json").read_text())["training"]
     start = time.monotonic()
-    num_steps = train(model, curriculum, 60 * arguments.minutes, arguments.seed, arguments.out)
+    num_steps = train(
+        model, curriculum, rate, 60 * arguments.minutes, arguments.seed, arguments.out
+    )
     run = {
         "seconds": round(time.monotonic() - start),
         "steps": num_steps,
