@@ -95,23 +95,25 @@ def test_sparq_scores_two_dimensions_and_gives_the_rest_to_the_mean():
 
 
 def test_sparq_chooses_dimensions_and_keys_for_the_whole_group():
-    policy = SparQ(fraction=0.34, dim_fraction=0.5, least_dims=1, window_fraction=0.0)
-    # |q| sums to (2, 3) over the group, so only dimension 1 is read; the first head is 0 there.
-    # With one key to read, the window of one key takes it.
-    k = [[5.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
-    q = [[[2.0, 0.0]], [[0.0, 3.0]]]
-    assert policy.read(rows_of(q, k)).weights[:, 0].argmax(-1).tolist() == [2, 2]
-    read = replace(policy, fraction=0.67).read(rows_of(q, k))
-    second = torch.tensor([0.0, 6.0, 0.0]).softmax(0)
-    kept = second[1] + second[2]
-    expected = torch.stack(
-        [
-            2 / 3 * softmax_at({1: 0.0, 2: 0.0}, 3) + 1 / 3 / 3,
-            kept * softmax_at({1: 6.0, 2: 0.0}, 3) + (1 - kept) / 3,
-        ]
-    )
-    torch.testing.assert_close(read.weights[:, 0], expected)
+    # |q| sums to (4, 3) over the group, so dimension 0 is read: 2 of 5 of the first head's |q|.
+    # The sum of the estimates is largest for key 0, the largest estimate is that of key 1.
+    policy = SparQ(fraction=0.67, dim_fraction=0.5, least_dims=1)
+    k = [[2.0, 0.0], [-4.0, 0.0], [0.0, 1.0]]
+    read = policy.read(rows_of([[[2.0, 3.0]], [[-2.0, 0.0]]], k))
+    estimates = torch.tensor([[4.0, -8.0, 0.0], [-4.0, 8.0, 0.0]])
+    estimates[0] /= math.sqrt(0.4)
+    kept = estimates.softmax(-1)[:, [0, 2]].sum(-1, keepdim=True)
+    chosen = torch.stack([softmax_at({0: 4.0, 2: 3.0}, 3), softmax_at({0: -4.0, 2: 0.0}, 3)])
+    torch.testing.assert_close(read.weights[:, 0], kept * chosen + (1.0 - kept) / 3)
     assert read.v_rows.tolist() == [2.0]
+
+
+def test_sparq_takes_a_head_that_is_zero_in_the_dimensions_of_its_group():
+    policy = SparQ(fraction=0.67, dim_fraction=0.5, least_dims=1)
+    k = [[5.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
+    read = policy.read(rows_of([[[2.0, 0.0]], [[0.0, 3.0]]], k))
+    expected = 2 / 3 * softmax_at({1: 0.0, 2: 0.0}, 3) + 1 / 3 / 3
+    torch.testing.assert_close(read.weights[0, 0], expected)
 
 
 def test_loki_ranks_keys_along_the_direction_in_which_they_vary():
@@ -149,9 +151,9 @@ def test_double_sparsity_rounds_labels_to_their_own_range():
 
 
 def test_double_sparsity_ranks_keys_by_heavy_channels_in_two_bits():
-    # |q k| is 1, 0, 8, 4 for one token and 1, 0.5, 3, 0 for the other: 1, 0.25, 5.5, 2 on average.
-    q = torch.tensor([[[1.0, 0.0, 2.0, -4.0], [1.0, 0.5, 1.0, 0.0]]])
-    k = torch.tensor([[1.0, 9.0, -4.0, 1.0], [1.0, 1.0, 3.0, 9.0]])
+    # |q k| is 1, 6, 8, 4 for one token and 1, 0, 3, 4 for the other: 1, 3, 5.5, 4 on average.
+    q = torch.tensor([[[1.0, 2.0, 2.0, -4.0], [1.0, 0.0, 1.0, 0.5]]])
+    k = torch.tensor([[1.0, 3.0, -4.0, 1.0], [1.0, 1.0, 3.0, 8.0]])
     policy = DoubleSparsity(fraction=0.5).calibrate({(0, 0): [Rows(q, k, k, 1, scale=1.0)]})
     assert sorted(policy.channels[0, 0].tolist()) == [2, 3]
     # The heavy channels score 4, 3, -1 and 0 (two elements are the ends of their own range);
@@ -195,6 +197,22 @@ def test_retro_infer_clusters_later_keys_as_they_leave_the_window():
     assert read.k_rows.tolist() == [2.0 + 1 + 5, 3.0 + 1 + 4, 3.0 + 1 + 5, 4.0 + 1 + 4]
     assert (read.weights[0, 1] > 0).nonzero().flatten().tolist() == [0, 1, 2, 7]
     assert (read.weights[0, 3] > 0).nonzero().flatten().tolist() == [0, 1, 2, 9]
+
+
+def test_retro_infer_ranks_clusters_for_the_whole_group():
+    # Centroids 2 and -2: softmax .6 and .4 for the first head, .02 and .98 for the second.
+    policy = RetroInfer(0.5, estimated=0.0, cluster_size=2, num_first=1, window=1)
+    k = [[0.0], [2.0], [2.0], [-2.0], [-2.0], [0.0], [0.0]]
+    read = policy.read(rows_of([[[0.1]], [[-1.0]]], k))
+    for weights in read.weights[:, 0]:
+        assert (weights > 0).nonzero().flatten().tolist() == [0, 3, 4, 5, 6]
+
+
+def test_retro_infer_does_not_count_clusters_without_keys():
+    policy = RetroInfer(0.5, estimated=0.5, cluster_size=2, num_first=1, window=1)
+    read = policy.read(rows_of([[[1.0]]], [[1.0]] * 7))
+    assert read.v_rows.tolist() == [7.0]
+    assert read.k_rows.tolist() == [1.0 + 1.0 + 7.0]  # one centroid, one size
 
 
 def test_retro_infer_keeps_a_prompt_too_short_for_clusters():

@@ -70,7 +70,7 @@ class RetroInfer(Policy):
         clusters = self._clusters(rows)
         exists = clusters.since <= rows.lengths[:, None]  # [R, C]
         by_centroid = scaled(rows, rows.q[:, rows.start :] @ clusters.centroids.T)  # [G, R, C]
-        among = by_centroid.masked_fill(~exists, -torch.inf).softmax(-1).nan_to_num(0.0).sum(0)
+        among = by_centroid.masked_fill(~exists, -torch.inf).softmax(-1).sum(0)
         rank = among.masked_fill(~exists, -1.0).argsort(-1, descending=True).argsort(-1)
         num_clusters = exists.sum(-1)
         num_read = share(num_clusters, self.fraction)
