@@ -304,7 +304,8 @@ def test_ctrl_c_stops_and_the_same_command_continues(model, tmp_path):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while process.poll() is None and not list(out.glob("cells/*.json")):
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130, errors
     assert "eval: stopped; what is finished is kept, and the same command continues." in errors
