@@ -1,0 +1,64 @@
+"""BLASST: skip tiles of keys whose largest score is far below the largest so far."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn.functional import pad
+
+from .base import Policy, Read, Rows
+from .eviction import steps
+from .selected import attend_selected
+
+
+@dataclass(frozen=True)
+class BLASST(Policy):
+    """Skips a tile where exp(its largest score - the largest so far) < scale / S in every head.
+
+    Keys are visited in order, as one pass of a flash kernel does; "so far" includes the tile, so
+    the first is never skipped. A skipped tile's values are not read, and its scores do not enter
+    the denominator either: neither has the kernel a use for them then.
+
+    The paper's threshold is lambda = scale / S, S the context length, with one scale per model and
+    phase that is calibrated to the wanted sparsity; tiles have 128 or 64 keys. All query heads that
+    share keys must agree (decode kernels of TensorRT-LLM). The smaller tiles below are not the
+    paper's: 1,024 keys are but 16 tiles of 64, nearly all of which matter to some head, so that
+    even lambda = 1 reads most of them.
+
+    Attributes:
+        scale (float): lambda times S; lambda is at most 1.
+        tile (int): keys of a tile.
+    """
+
+    source = "Yuan et al., 2025, arXiv 2512.12087; NVIDIA/TensorRT-LLM, skip softmax"
+
+    scale: float
+    tile: int = 64
+
+    def read(self, rows: Rows) -> Read:
+        """See Policy."""
+        num_keys = rows.k.shape[0]
+        num_tiles = math.ceil(num_keys / self.tile)
+        scores = pad(
+            rows.scores(steps(rows)), (0, num_tiles * self.tile - num_keys), value=-torch.inf
+        )
+        largest = scores.unflatten(-1, (num_tiles, self.tile)).amax(-1)
+        below = largest - largest.cummax(-1).values
+        log_lambda = (self.scale / rows.lengths).clamp(max=1.0).log()
+        read = (below >= log_lambda[:, None]).any(0)
+        used = read.repeat_interleave(self.tile, dim=-1)[:, :num_keys] & rows.attended
+        k_rows = rows.lengths.float()  # of every tile, also of those that are skipped
+        return replace(attend_selected(rows, used.expand_as(rows.p), k_rows), k_rows=k_rows)
+
+
+FAMILIES = {
+    "BLASST": [
+        BLASST(256.0),
+        BLASST(1024.0),
+        BLASST(512.0, tile=16),
+        BLASST(1024.0, tile=16),
+        BLASST(1024.0, tile=8),
+    ]
+}

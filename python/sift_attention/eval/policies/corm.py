@@ -1,0 +1,62 @@
+"""CORM: evict the keys that none of the recent queries found important."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Policy, Read, Rows, any_of
+from .eviction import attend_evicting
+
+
+@dataclass(frozen=True)
+class CORM(Policy):
+    """Evicts a key for good once the last `window` queries all gave it less than `factor / t`.
+
+    t is the number of keys that a query has behind it, itself included; queries of the prompt
+    count. The latest `window` keys are never evicted. The cache is as large as it has to be.
+
+    The paper's threshold is 1 / t and both its windows are 256, for contexts of some 4,000 tokens
+    (Definition 1, Algorithm 1, section 5); a window of 1/16 of the prompt is that proportion. That
+    leaves much to read where heads share keys, since a key stays if any of them finds it important.
+    Larger factors, which are not the paper's, reach smaller budgets, and lose less than shorter
+    windows do.
+
+    Attributes:
+        factor (float): times uniform attention from which a key is important.
+        window (float): queries that are asked, and keys too recent to evict, as a share of the
+            prompt.
+    """
+
+    source = "Dai et al., 2024, arXiv 2404.15949"
+
+    factor: float = 1.0
+    window: float = 1 / 16
+
+    def read(self, rows: Rows) -> Read:
+        """See Policy."""
+        window = max(1, round(self.window * rows.start))
+        keys = torch.arange(rows.k.shape[0], device=rows.k.device)
+        queries = keys[max(0, rows.start - window) : rows.start]
+        important = self._important(rows.probabilities(queries), queries[:, None] + 1)
+        # The last query that found a key important; so early that all forgot it where none did.
+        last = torch.where(important, queries[:, None], -window).amax(0)
+
+        def evict(token: int, remaining: Tensor) -> None:
+            remaining &= (last > token - window) | (keys > token - window)
+
+        def after_step(token: int, p: Tensor, remaining: Tensor) -> None:
+            last.masked_fill_(self._important(p, token + 1), token)
+            evict(token, remaining)
+
+        remaining = keys < rows.start
+        evict(rows.start - 1, remaining)
+        return attend_evicting(rows, remaining, after_step)
+
+    def _important(self, p: Tensor, num_keys: Tensor | int) -> Tensor:
+        return any_of(p * num_keys >= self.factor, 0)
+
+
+FAMILIES = {"CORM": [CORM(), CORM(2.0), CORM(4.0), CORM(16.0), CORM(16.0, window=1 / 64)]}
