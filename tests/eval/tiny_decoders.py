@@ -58,13 +58,18 @@ def build(config="LlamaConfig"):
 
 @dataclass(frozen=True)
 class Uniform(Policy):
-    """Rows with more than c times uniform attention in any head of the group."""
+    """Rows with more than c times uniform attention in any head, or else the group's largest."""
 
     source = "SiftConfig(threshold='uniform')"
     c: float
 
     def read(self, rows):
-        return attend(rows, shared(rows.p > self.c / rows.lengths[:, None]), "mean")
+        used = shared(rows.p > self.c / rows.lengths[:, None])
+        best = rows.p.amax(0)
+        largest = torch.zeros_like(best, dtype=torch.bool).scatter_(
+            -1, best.argmax(-1, keepdim=True), True
+        )
+        return attend(rows, used | (~used.any(-1, keepdim=True) & largest), "mean")
 
 
 def text_samples(num_samples, length, seed=0):
