@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Policy, Read, Rows, largest
-from .selected import attend_selected, share
+from .selected import attend_selected, attended_only, share
 
 _ELEMENT_BITS = 16
 
@@ -68,8 +68,7 @@ class DoubleSparsity(Policy):
             )
         channels = self.channels[place]
         estimate = rows.q[:, rows.start :, channels] @ quantized(rows.k[:, channels], self.bits).T
-        estimate = estimate.masked_fill(~rows.attended, -torch.inf)
-        used = largest(estimate, share(rows.lengths, self.fraction))
+        used = largest(attended_only(rows, estimate), share(rows.lengths, self.fraction))
         label = (len(channels) * self.bits / _ELEMENT_BITS + 2.0) / rows.k.shape[1]
         return attend_selected(rows, used, summaries=label * rows.lengths)
 

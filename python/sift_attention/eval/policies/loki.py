@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Policy, Read, Rows, largest
-from .selected import attend_selected, share, sketch_dims
+from .selected import attend_selected, attended_only, share, sketch_dims
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class Loki(Policy):
             )
         components = self.components[place]
         estimate = (rows.q[:, rows.start :] @ components) @ (rows.k @ components).T
-        estimate = estimate.masked_fill(~rows.attended, -torch.inf)
-        used = largest(estimate, share(rows.lengths, self.fraction))
+        used = largest(attended_only(rows, estimate), share(rows.lengths, self.fraction))
         return attend_selected(
             rows, used, summaries=components.shape[1] / rows.k.shape[1] * rows.lengths
         )

@@ -47,7 +47,7 @@ class Quest(Policy):
         budget = share(newest + 1, self.fraction) - 1
         chosen = largest(bounds.masked_fill(~older, -torch.inf), budget.clamp(min=1))
 
-        used = torch.zeros_like(rows.p, dtype=torch.bool)
+        used = rows.attended.new_zeros(len(q), *rows.attended.shape)
         used[..., : num_complete * self.page_size] = chosen.repeat_interleave(self.page_size, -1)
         used |= (page == newest[:, None]) & rows.attended
         return attend_selected(rows, used, summaries=2.0 * newest)

@@ -30,7 +30,7 @@ def attend_selected(
         weights=rows.softmax(torch.where(used, scores, others)),
         v_rows=num_selected,
         k_rows=summaries + num_selected,
-        kept_mass=used.float().mul_(rows.p).sum(-1),
+        kept_mass=rows.softmax(scores).mul_(used).sum(-1),
     )
 
 
@@ -38,6 +38,12 @@ def scaled(rows: Rows, dots: Tensor) -> Tensor:
     """Scores of estimated products of queries and keys, of any shape, as the model makes them."""
     scores = rows.scale * dots
     return rows.softcap * torch.tanh(scores / rows.softcap) if rows.softcap > 0.0 else scores
+
+
+def attended_only(rows: Rows, estimate: Tensor) -> Tensor:
+    """Estimated scores [..., R, N] with -inf where a key is not attended; in place."""
+    # On a CPU a sum takes a tenth of the time of masked_fill.
+    return estimate.add_(torch.where(rows.attended, 0.0, -torch.inf))
 
 
 def share(total: Tensor, fraction: float, least: int = 1) -> Tensor:

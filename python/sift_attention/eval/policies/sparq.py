@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .base import Policy, Read, Rows, largest
-from .selected import attend_selected, scaled, share, sketch_dims
+from .selected import attend_selected, attended_only, scaled, share, sketch_dims
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class SparQ(Policy):
         tiny = torch.finfo(q.dtype).tiny
         covered = part.abs().sum(-1) / q.abs().sum(-1).clamp(min=tiny)
         dots = part @ rows.k.T / covered.clamp(min=tiny).sqrt()[..., None]
-        estimate = scaled(rows, dots).masked_fill(~rows.attended, -torch.inf)
+        estimate = attended_only(rows, scaled(rows, dots))
 
         count = share(rows.lengths, self.fraction)
         age = rows.lengths[:, None] - 1 - torch.arange(rows.k.shape[0], device=q.device)
