@@ -36,11 +36,17 @@ def repeats(rng: np.random.Generator, length: int, corpus: NDArray[np.uint8]) ->
     else:
         alphabet = rng.choice(256, int(rng.choice([16, 64, 256])), replace=False)
         segment = rng.choice(alphabet, period)
-    tokens = np.concatenate([[BOS], np.tile(segment, length // period + 1)])[:length]
+    return repeated([BOS], segment.astype(np.int64), length)
+
+
+def repeated(start: list[int], segment: NDArray[np.int64], length: int) -> Sample:
+    """Start tokens and a segment [P], repeated up to `length` tokens; see `repeats`."""
+    num_copies = length // len(segment) + 1
+    tokens = np.concatenate([np.array(start, np.int64), np.tile(segment, num_copies)])[:length]
     position = np.arange(length)
-    answers = position >= period + 3
-    sources = np.where(answers, position - period, -1)
-    return Sample(tokens.astype(np.int64), answers.astype(np.float32), answers, sources)
+    answers = position >= len(start) + len(segment) + 2
+    sources = np.where(answers, position - len(segment), -1)
+    return Sample(tokens, answers.astype(np.float32), answers, sources)
 
 
 def mqar(rng: np.random.Generator, length: int, corpus: NDArray[np.uint8]) -> Sample:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from .tokens import BOS, QRY, SEP, Sample, check_length
 
-_NUM_FREQUENT = 3
+NUM_FREQUENT = 3
 _ZIPF_EXPONENT = 1.5
-_NUM_COMMON = 4
+NUM_COMMON = 4
 
 
 def frequent(rng: np.random.Generator, length: int, corpus: NDArray[np.uint8]) -> Sample:
@@ -23,13 +23,9 @@ def frequent(rng: np.random.Generator, length: int, corpus: NDArray[np.uint8]) -
     The corpus is not used; all tasks share one signature.
     """
     check_length("frequent", length)
-    num_words = length - 3 - _NUM_FREQUENT
     words = rng.permutation(np.arange(128, 256))[: int(rng.integers(8, 65))]
-    share = np.arange(1, len(words) + 1) ** -_ZIPF_EXPONENT
-    counts = np.floor(share / share.sum() * num_words).astype(np.int64)
-    # Rounding leaves some words over; the gaps between the first four counts stay clear.
-    counts[0] += num_words - counts.sum()
-    return _stream(rng.permutation(np.repeat(words, counts)), words[:_NUM_FREQUENT])
+    counts = frequent_counts(length - 3 - NUM_FREQUENT, np.ones(len(words), np.int64))
+    return _stream(rng.permutation(np.repeat(words, counts)), words[:NUM_FREQUENT])
 
 
 def common(rng: np.random.Generator, length: int, corpus: NDArray[np.uint8]) -> Sample:
@@ -38,14 +34,40 @@ def common(rng: np.random.Generator, length: int, corpus: NDArray[np.uint8]) -> 
     The corpus is not used; all tasks share one signature.
     """
     check_length("common", length)
-    num_words = length - 3 - _NUM_COMMON
-    words = rng.permutation(np.arange(128, 256))[: int(rng.integers(8, 25)) + _NUM_COMMON]
-    num_rest = len(words) - _NUM_COMMON
-    each = num_words // (3 * _NUM_COMMON + num_rest)
-    counts = np.concatenate([np.full(_NUM_COMMON, 3 * each), np.full(num_rest, each)])
-    counts[:_NUM_COMMON] += (num_words - counts.sum()) // _NUM_COMMON
-    counts[0] += num_words - counts.sum()
-    return _stream(rng.permutation(np.repeat(words, counts)), np.sort(words[:_NUM_COMMON]))
+    words = rng.permutation(np.arange(128, 256))[: int(rng.integers(8, 25)) + NUM_COMMON]
+    counts = common_counts(length - 3 - NUM_COMMON, np.ones(len(words), np.int64))
+    return _stream(rng.permutation(np.repeat(words, counts)), np.sort(words[:NUM_COMMON]))
+
+
+def frequent_counts(room: int, costs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each word comes, most frequent first, by Zipf's law.
+
+    Args:
+        room (int): tokens that the stream may take.
+        costs (int64 [W]): tokens of each word.
+
+    Returns:
+        int64 [W]: counts, which leave fewer tokens over than the first word has. In a room too
+        small for that the first four need not differ.
+    """
+    share = np.arange(1, len(costs) + 1) ** -_ZIPF_EXPONENT
+    num_words = room / ((share * costs).sum() / share.sum())
+    counts: NDArray[np.int64] = np.floor(share / share.sum() * num_words).astype(np.int64)
+    # What rounding leaves over makes the most frequent word more so.
+    counts[0] += (room - (counts * costs).sum()) // costs[0]
+    return counts
+
+
+def common_counts(room: int, costs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each word comes: the first `NUM_COMMON` at least three times as often as others.
+
+    Args and returns as `frequent_counts`; in a room too small the last counts are 0.
+    """
+    shares = np.where(np.arange(len(costs)) < NUM_COMMON, 3, 1)
+    counts: NDArray[np.int64] = shares * (room // (shares * costs).sum())
+    counts[:NUM_COMMON] += (room - (counts * costs).sum()) // costs[:NUM_COMMON].sum()
+    counts[0] += (room - (counts * costs).sum()) // costs[0]
+    return counts
 
 
 def _stream(words: NDArray[np.int64], answer: NDArray[np.int64]) -> Sample:
