@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .simulate import keep_logits
+
 
 @dataclass(frozen=True)
 class Likelihood:
@@ -73,8 +75,7 @@ def step_through(
     scores = _Scores(tokens, lengths, first)
 
     prefill = min(prefill, lengths[0])
-    # All that generate() asks for, where only the newest prediction matters: vocabularies are long.
-    keep = {"logits_to_keep": max(prefill - first, 1)} if model._supports_logits_to_keep() else {}
+    keep = keep_logits(model, max(prefill - first, 1))
     output = model(input_ids=tokens[:, :prefill], use_cache=True, **keep)
     cache = output.past_key_values
     scores.add(output.logits, end=prefill)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .. import ops
-from ..calibration import sample_grid
 from ..config import SiftConfig
 from .policies.base import Rows
+from .policies.prompt_fitted import prompt_law, quantiles
 
 _NUM_STEPS = 8  # compared of every head, spaced logarithmically
 
@@ -44,15 +43,14 @@ def predicted_quantiles(
 
 def _compare(rows: Rows, first_head: int, config: SiftConfig) -> list[dict[str, Any]]:
     """The heads of a group, whose first query head of the layer is given."""
-    prompt = [length for length in sample_grid(config.prompt_rows) if length <= rows.start]
-    ends = torch.tensor([rows.start + 1, rows.k.shape[0]], dtype=torch.float64)
-    spaced = torch.linspace(*ends.log().tolist(), _NUM_STEPS, dtype=torch.float64)
+    first, last = math.log(rows.start + 1), math.log(rows.k.shape[0])
+    spaced = torch.linspace(first, last, _NUM_STEPS, dtype=torch.float64)
     steps = spaced.exp().round().long().unique().tolist()
-    lengths = torch.tensor([prompt], dtype=torch.int32, device=rows.k.device)
-    slope = None if config.slope == "fit" else float(config.slope)
-    law, ok = ops.fit_power_law(lengths, _quantiles(rows, prompt, config.quantile), slope)
-    true = _quantiles(rows, steps, config.quantile)[0]
-    log_alpha, beta = (part.double().cpu()[0] for part in (law.log_alpha, law.beta))
+    law, ok = prompt_law(rows, config)
+    true = quantiles(rows, steps, config.quantile)[0]
+    log_alpha, beta = (
+        torch.as_tensor(part)[0].double().cpu() for part in (law.log_alpha, law.beta)
+    )
     return [
         {
             "layer": rows.layer,
@@ -66,17 +64,3 @@ def _compare(rows: Rows, first_head: int, config: SiftConfig) -> list[dict[str, 
         if ok[0, g]
         for i, length in enumerate(steps)
     ]
-
-
-def _quantiles(rows: Rows, lengths: Sequence[int], quantile: float) -> Tensor:
-    """Quantiles [1, G, M] of the rows that attend so many keys."""
-    at = torch.tensor([lengths], dtype=torch.int32, device=rows.k.device)
-    return ops.score_quantile(
-        rows.q[None, :, at[0] - 1].contiguous(),
-        rows.k[None, None].contiguous(),
-        at,
-        quantile,
-        scale=rows.scale,
-        softcap=rows.softcap,
-        sinks=rows.sinks,
-    )

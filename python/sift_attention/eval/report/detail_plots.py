@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .details import by_depth, by_layer, by_step, log_errors, r_squared
@@ -13,8 +14,11 @@ from .tables import condition_names, ordered, title
 from .texts import setting_labels
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_SHORT_LABEL = 20  # characters; longer ones stand below each other
+_LOST = (-100, -50, -20, -10, -5, -2, -0.5, 100)  # points, between colours of the depth plot
 _NUM_PANELS = 9  # of quantiles, at most
 
 
@@ -38,7 +42,7 @@ def plot_layers(results: Results, family: str, v_share: float) -> Figure | None:
         panel.set(xlabel="layer", ylabel=label, ylim=(0, None))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.25)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    _legend_below(figure, axes)
     figure.suptitle(f"{family}, at most {v_share:.0%} of the V rows")
     return figure
 
@@ -59,8 +63,15 @@ def plot_steps(results: Results, family: str, v_share: float) -> Figure | None:
     axes[1].set(xlabel="decode step", ylabel="V rows read, %", ylim=(0, None))
     for panel in axes:
         panel.grid(alpha=0.25)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    _legend_below(figure, axes)
+    figure.suptitle("Along the decode steps")
     return figure
+
+
+def _legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    handles, labels = axes[0].get_legend_handles_labels()
+    columns = 5 if max(map(len, labels)) < _SHORT_LABEL else 1
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _drift_lines(results: Results) -> dict[str, list[Cell]]:
@@ -83,16 +94,21 @@ def _simulated_lines(results: Results, family: str, v_share: float) -> dict[str,
 
 def plot_depths(results: Results, v_share: float) -> Figure | None:
     """Accuracy minus exact by depth: a row for each family, a panel for each task and length."""
+    from matplotlib import colormaps
+    from matplotlib.colors import BoundaryNorm
+
     conditions = [c for c in results.conditions if by_depth(results.cells(c))]
     if not conditions:
         return None
     families = ordered(results)
     figure, axes = grid(len(conditions), width=2.1, height=0.24 * len(families) + 0.6, columns=6)
     columns = sorted({depth for c in conditions for depth in by_depth(results.cells(c))})
+    colours = colormaps["YlOrRd_r"].resampled(len(_LOST) - 1)
+    norm = BoundaryNorm(_LOST, len(_LOST) - 1)
     image: Any = None
     for panel, condition in zip(axes, conditions, strict=True):
         shown = [_by_depth(results, condition, f.name, v_share, columns) for f in families]
-        image = panel.imshow(shown, aspect="auto", cmap="RdYlBu", vmin=-20, vmax=20)
+        image = panel.imshow(shown, aspect="auto", cmap=colours, norm=norm)
         panel.set_title(condition_names(results)[condition], fontsize=10)
         panel.set_xticks(range(len(columns)), [f"{depth:.0%}" for depth in columns], fontsize=8)
         panel.set_yticks(
@@ -102,7 +118,9 @@ def plot_depths(results: Results, v_share: float) -> Figure | None:
         panel.set_xlabel("depth", fontsize=8)
         for text in panel.get_yticklabels():
             text.set_color(HERO_COLOUR if text.get_text().endswith("(default)") else "#222222")
-    figure.colorbar(image, ax=axes, label="points above exact", shrink=0.6, extend="min")
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, spacing="uniform")
+    bar.ax.set_ylabel("accuracy minus exact, percentage points")
+    bar.set_ticks(_LOST[1:-1], labels=[f"{points:g}" for points in _LOST[1:-1]])
     return figure
 
 
@@ -119,11 +137,13 @@ def _by_depth(
 
 def plot_quantiles(results: Results) -> Figure | None:
     """Predicted against true quantile, a panel for each task, coloured by layer."""
-    tasks: dict[str, list[dict[str, Any]]] = {}
-    for row in results.data.get("quantiles", []):
-        if row["predicted"] > 0 and row["true"] > 0:
-            tasks.setdefault(row.get("task", ""), []).append(row)
-    shown = list(tasks.items())[:_NUM_PANELS]
+    from matplotlib.ticker import MaxNLocator, NullFormatter
+
+    positive = {
+        task: [row for row in rows if row["predicted"] > 0 and row["true"] > 0]
+        for task, rows in results.quantiles.items()
+    }
+    shown = [(task, rows) for task, rows in positive.items() if rows][:_NUM_PANELS]
     if not shown:
         return None
     figure, axes = grid(len(shown), width=3.2, height=3.0, columns=3)
@@ -149,5 +169,7 @@ def plot_quantiles(results: Results) -> Figure | None:
         panel.set(xscale="log", yscale="log", xlabel="true quantile", ylabel="predicted")
         panel.set_title(f"{task}: off by {spread:.2f} times, R² {r_squared(rows):.2f}", fontsize=10)
         panel.grid(alpha=0.25)
-    figure.colorbar(points, ax=axes, label="layer", shrink=0.7)
+        for ticks in (panel.xaxis, panel.yaxis):
+            ticks.set_minor_formatter(NullFormatter())
+    figure.colorbar(points, ax=axes, label="layer", shrink=0.7, ticks=MaxNLocator(integer=True))
     return figure

@@ -193,8 +193,9 @@ def _known_mean(cells: Sequence[Cell], key: str) -> float:
 def quantile_errors(results: Results) -> Table | None:
     """How far the fitted power law misses the true quantile, by task and layer."""
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in results.data.get("quantiles", []):
-        groups.setdefault((row.get("task", ""), row["layer"]), []).append(row)
+    for task, found in results.quantiles.items():
+        for row in found:
+            groups.setdefault((task, row["layer"]), []).append(row)
     if not groups:
         return None
     rows = [

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
-from .curves import AtBudget, best_and_tied, log_ratios
+from .curves import AtBudget, best_and_tied, curve, interpolate, log_ratios
 from .page import Table
 from .results import Axis, Condition, Results, mean
 from .tables import (
@@ -21,9 +21,10 @@ from .tables import (
     share_of,
     title,
 )
-from .texts import joined, limit, milli, percent, points, setting_labels
+from .texts import joined, limit, milli, percent, points, reached, setting_labels
 
 TEXT_KL = 0.002  # nats per token: what sifted text should not exceed
+_PAPER_MODULE = "paper"  # file of the paper's procedure
 RECALL_POINTS = 0.5  # percentage points below exact that recall may lose
 
 
@@ -32,45 +33,81 @@ def findings(results: Results, budgets: Sequence[float]) -> list[str]:
     hero = results.hero
     if hero is None:
         return []
-    axes: tuple[Axis, ...] = ("v_fraction", "kv_fraction")
-    found = [
-        sentence
-        for axis in axes
+    ours = [family.name for family in results.families.values() if family.kind == "ours"]
+    return [
+        *(_wins(results, hero, ours, axis, budgets) for axis in WHAT),
+        *_targets(results, hero),
+        *_paper(results, hero),
+    ]
+
+
+def _wins(
+    results: Results, hero: str, ours: Sequence[str], axis: Axis, budgets: Sequence[float]
+) -> str:
+    """How often the default, and the best of ours, hold against the policies of others."""
+    contests = [
+        measured(results, condition, axis, share_of(axis, budget))
         for budget in budgets
-        if (sentence := _standing(results, hero, axis, share_of(axis, budget)))
+        for condition in results.conditions
     ]
-    return [*found, *_targets(results, hero), *_paper(results, hero, budgets)]
+    default = sum(_holds(results, column, [hero]) for column in contests)
+    best = sum(_holds(results, column, ours) for column in contests)
+    shares = joined([f"{round(100 * share_of(axis, b), 1):g}%" for b in budgets])
+    return (
+        f"At {shares} of the {WHAT[axis]} bytes, against the policies of others that need no "
+        f"oracle, {hero} is best or tied with the best in {default} of {len(contests)} "
+        f"comparisons (tasks and budgets); some policy of ours in {best}."
+    )
 
 
-def _standing(results: Results, hero: str, axis: Axis, share: float) -> str | None:
-    """Where the default is best, tied, or behind whom."""
+def _holds(results: Results, column: dict[str, AtBudget], names: Sequence[str]) -> bool:
+    """Whether one of our policies is best or tied with the best among those of others."""
+    others = others_than_ours(results, column)
+    return any(
+        name == best or name in tied
+        for name in names
+        if name in column
+        for best, tied in [best_and_tied({**others, name: column[name]})]
+    )
+
+
+def others_than_ours(results: Results, column: dict[str, AtBudget]) -> dict[str, AtBudget]:
+    """The contenders that are not ours."""
+    found = contenders(results, column)
+    return {name: at for name, at in found.items() if results.families[name].kind != "ours"}
+
+
+def standing(results: Results, budgets: Sequence[float]) -> Table:
+    """The default against the policies of others, at every budget and on every task."""
     names = condition_names(results)
-    first, tied, behind = [], [], []
-    for condition in results.conditions:
-        rivals = contenders(results, measured(results, condition, axis, share))
-        best, level = best_and_tied(rivals)
-        if best is None or hero not in rivals or not rivals[hero].by_seed:
-            continue
-        if hero == best:
-            first.append(names[condition])
-        elif hero in level:
-            tied.append(f"{names[condition]} ({best})")
-        else:
-            ratio = rivals[hero].mean / rivals[best].mean
-            behind.append(f"{names[condition]} ({best}, {ratio:.1f} times less)")
-    parts = [
-        f"{word} {joined(where)}"
-        for word, where in (
-            ("lowest on", first),
-            ("tied with the lowest on", tied),
-            ("above the lowest on", behind),
-        )
-        if where
+    rows = [
+        [
+            f"{round(100 * share_of(axis, budget), 1):g}% of {WHAT[axis]}",
+            *(_place(results, c, axis, share_of(axis, budget)) for c in results.conditions),
+        ]
+        for axis in WHAT
+        for budget in budgets
     ]
-    if not parts:
-        return None
-    shown = f"{round(100 * share, 1):g}%"
-    return f"At {shown} of the {WHAT[axis]} bytes the KL of {hero} is {'; '.join(parts)}."
+    return Table(
+        [f"{results.hero} is", *(names[condition] for condition in results.conditions)],
+        rows,
+        "Among the policies of others that need no oracle, by KL at equal bytes. Tied: the spread "
+        "of their ratio over the seeds does not tell them apart. A factor: how many times the KL "
+        f"of the best, and which that is. {limit(results)}",
+    )
+
+
+def _place(results: Results, condition: Condition, axis: Axis, share: float) -> str:
+    column = measured(results, condition, axis, share)
+    own = column.get(results.hero or "")
+    if own is None:
+        return ""
+    if not own.by_seed:
+        return reached(own)
+    best, tied = best_and_tied({**others_than_ours(results, column), "": own})
+    if best is None or best == "":
+        return "**best**"
+    return f"*tied*, {best}" if "" in tied else f"{own.mean / column[best].mean:.1f}x, {best}"
 
 
 def _targets(results: Results, hero: str) -> Iterator[str]:
@@ -107,32 +144,22 @@ def _targets(results: Results, hero: str) -> Iterator[str]:
         )
 
 
-def _paper(results: Results, hero: str, budgets: Sequence[float]) -> Iterator[str]:
-    """The paper's own procedure against the default, at equal V bytes."""
-    facts = results.data.get("families", {})
-    for name in results.families:
-        if facts.get(name, {}).get("module") != "paper":
-            continue
-        ratios = [
-            ratio
-            for budget in budgets
-            for condition in results.conditions
-            if (ratio := _ratio(results, name, hero, condition, "v_fraction", budget))
-        ]
+def _paper(results: Results, hero: str) -> Iterator[str]:
+    """The paper's own procedure against the default, at the bytes that the procedure takes."""
+    for family in (f for f in results.families.values() if f.module == _PAPER_MODULE):
+        ratios = []
+        for condition in results.conditions:
+            own = curve(results, condition, hero, "v_fraction")
+            for seed, settings in curve(results, condition, family.name, "v_fraction").items():
+                for point in settings if seed in own else ():
+                    kl = interpolate(own[seed], point.share)
+                    ratios += [point.kl / kl] if kl else []
         if ratios:
             yield (
-                f"At equal V bytes, {name} has {min(ratios):,.1f} to {max(ratios):,.1f} times the "
-                f"KL of {hero}, median {statistics.median(ratios):,.1f} "
-                f"({len(ratios)} comparisons)."
+                f"At the V bytes that its settings take, {family.name} has {min(ratios):,.1f} to "
+                f"{max(ratios):,.1f} times the KL of {hero}, median "
+                f"{statistics.median(ratios):,.1f} ({len(ratios)} comparisons)."
             )
-
-
-def _ratio(
-    results: Results, name: str, hero: str, condition: Condition, axis: Axis, share: float
-) -> float | None:
-    """Geometric mean over seeds of the family's KL over the default's; None out of reach."""
-    column = measured(results, condition, axis, share)
-    return _mean_ratio(column.get(name), column.get(hero))
 
 
 def _mean_ratio(one: AtBudget | None, other: AtBudget | None) -> float | None:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_NARROWEST = 7.5  # inches, for title and legend
 _LABEL_GAP = 0.052  # of the height of a panel, between two labels
 
 
@@ -17,11 +18,12 @@ def grid(
 ) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels of a size in inches, left to right, then down."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     columns = min(columns, count)
     num_rows = -(-count // columns)
-    size = (width * columns + 0.4, height * num_rows + 0.9)
-    figure = Figure(figsize=size, layout="constrained")
+    size = (max(_NARROWEST, width * columns + 0.4), height * num_rows + 0.9)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
     panels = figure.subplots(num_rows, columns, squeeze=False, sharex=share, sharey=share)
     for panel in panels.flat[count:]:
         panel.remove()
@@ -32,15 +34,17 @@ def grid(
     return figure, shown
 
 
-def percent_axis(panel: Axes) -> None:
-    """Round percentages on a logarithmic x axis."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+def percent_axis(panel: Axes, log: bool) -> None:
+    """Percentages of all rows on the x axis, on a logarithmic or a linear scale."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    panel.xaxis.set_major_locator(
-        FixedLocator([0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0])
-    )
+    panel.set_xscale("log" if log else "linear")
+    shares = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0] if log else [0.0, 0.25, 0.5, 0.75, 1.0]
+    panel.xaxis.set_major_locator(FixedLocator(shares))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
-    panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.xaxis.set_minor_locator(NullLocator())
+    if not log:
+        panel.set_xlim(0, 1)
 
 
 def direct_labels(panel: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:

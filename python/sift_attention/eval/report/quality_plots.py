@@ -63,7 +63,6 @@ def plot_condition(results: Results, condition: Condition, axis: Axis) -> Figure
                 continue
             _draw(panel, points, looks[name], name)
             if name in names:
-                # Labelled where the fewest rows are read: there the lines are furthest apart.
                 ends.append((points[-1].share, points[-1].mean, name, looks[name].colour))
         panel.set_title(kind, loc="left", fontweight="bold", color="#333333")
         _decorate(panel, axis)
@@ -103,9 +102,9 @@ def _draw(panel: Axes, points: Sequence[_Spread], look: Style, name: str) -> Non
 
 
 def _decorate(panel: Axes, axis: Axis) -> None:
-    panel.set_xscale("log")
     panel.set_yscale("log")
-    percent_axis(panel)
+    # Policies that read every key lie between half and all of K + V: no place for a log scale.
+    percent_axis(panel, log=axis == "v_fraction")
     panel.set_xlabel(f"{WHAT[axis]} rows read")
     panel.set_ylabel("KL, nats per scored token")
     panel.grid(alpha=0.25, linewidth=0.6)
@@ -141,17 +140,16 @@ def plot_recall(results: Results) -> Figure:
             x, y = [share for share, _ in points], [change for _, change in points]
             _draw_by_kind(panel, x, y, family.name, results)
         panel.set_title(names[condition], fontsize=11)
-        panel.set_xscale("log")
         panel.set_yscale("symlog", linthresh=1)
         panel.set_yticks([-100, -10, -1, 0, 1], ["-100", "-10", "-1", "0", "1"])
         panel.set_ylim(-130, 2)
-        percent_axis(panel)
+        percent_axis(panel, log=True)
         panel.set_xlabel("V rows read")
-        panel.set_ylabel("points")
+        panel.set_ylabel("percentage points")
         panel.grid(alpha=0.25, linewidth=0.6)
     _share_labels(axes, columns=3)
     _kind_legend(figure, results)
-    figure.suptitle("Right answers minus those of exact attention, percentage points")
+    figure.suptitle("Right answers minus those of exact attention")
     return figure
 
 

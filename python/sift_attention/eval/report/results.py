@@ -16,7 +16,8 @@ Axis = Literal["v_fraction", "kv_fraction"]
 Kind = Literal["ours", "reads every key", "estimates scores", "evicts", "oracle"]
 
 KINDS: tuple[Kind, ...] = ("ours", "reads every key", "estimates scores", "evicts", "oracle")
-_OUR_MODULES = ("sift", "prompt_fitted")
+_OUR_SOURCE = "this project"  # how the sources of our policies begin
+_DEFAULT_MODULE = "sift"  # whose first family is the default
 _CEILING = "exact"
 _SAME = 0.01  # shares of the keys this close count as equal
 
@@ -51,11 +52,13 @@ class Family:
         kind: ours; or, from the bytes that its cells count, whether it reads every key, estimates
             scores from less than the keys, or keeps key and value rows of the same tokens only.
         source: paper, or the like.
+        module: file of the policy, without its ending.
     """
 
     name: str
     kind: Kind
     source: str
+    module: str
 
     @property
     def is_oracle(self) -> bool:
@@ -86,15 +89,35 @@ class Results:
         names = [name for name in facts if name in found]
         names += [name for name in found if name not in facts]
         return {
-            name: Family(name, self._kind(name, facts.get(name, {})), _source(facts, name))
+            name: Family(
+                name,
+                self._kind(name, facts.get(name, {})),
+                facts.get(name, {}).get("source", ""),
+                facts.get(name, {}).get("module", ""),
+            )
             for name in names
             if name != _CEILING
         }
 
     @cached_property
     def hero(self) -> str | None:
-        """The family of the package's default: the first of ours; None without one."""
-        return next((f.name for f in self.families.values() if f.kind == "ours"), None)
+        """The family of the package's default; None if it was not measured."""
+        families = self.families.values()
+        return next((f.name for f in families if f.module == _DEFAULT_MODULE), None)
+
+    @property
+    def quantiles(self) -> dict[str, list[dict[str, Any]]]:
+        """Rows of `quantiles.predicted_quantiles` by task."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for cell in self.cells(protocol="quantiles"):
+            found.setdefault(cell["task"], []).extend(cell["rows"])
+        return found
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Model, machine and options."""
+        found: dict[str, Any] = self.data.get("environment", {})
+        return found
 
     @cached_property
     def conditions(self) -> list[Condition]:
@@ -144,7 +167,7 @@ class Results:
     def _kind(self, name: str, facts: dict[str, Any]) -> Kind:
         if facts.get("is_oracle"):
             return "oracle"
-        if facts.get("module") in _OUR_MODULES:
+        if facts.get("source", "").startswith(_OUR_SOURCE):
             return "ours"
         cells = self.cells(family=name)
         v = [number(cell, "v_fraction") for cell in cells]
@@ -167,7 +190,3 @@ def mean(cells: Sequence[Cell], *keys: str) -> float:
     """Mean over cells of a number in each; NaN without cells."""
     values = [number(cell, *keys) for cell in cells]
     return sum(values) / len(values) if values else math.nan
-
-
-def _source(facts: dict[str, dict[str, Any]], name: str) -> str:
-    return str(facts.get(name, {}).get("source", ""))

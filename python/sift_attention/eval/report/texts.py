@@ -80,7 +80,7 @@ def setting_labels(policies: Sequence[str]) -> dict[str, str]:
 
 def limit(results: Results) -> str:
     """What the numbers do not say; one sentence for every caption."""
-    parameters = results.data.get("model", {}).get("parameters") or 0
+    parameters = results.environment.get("parameters") or 0
     if parameters >= 1e9:
         return "One model and synthetic tasks: others may order the policies differently."
     model = f"A model of {parameters / 1e6:.1f} M parameters" if parameters else "A tiny model"

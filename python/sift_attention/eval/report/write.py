@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import details
-from .findings import choice, findings, ranking
+from .findings import choice, findings, ranking, standing
 from .page import Block, Heading, Table, Text, markdown, page
 from .plots import NO_PLOTS, Plots, can_draw
 from .results import Axis, Results
@@ -39,8 +39,7 @@ def write_report(folder: Path, budgets: Sequence[float] = BUDGETS) -> Path:
 
 
 def _report(results: Results, plots: Plots | None, budgets: Sequence[float]) -> Iterator[Block]:
-    model = results.data.get("model", {})
-    yield Heading(f"What sifting costs: {model.get('name', 'a model')}", 1)
+    yield Heading(f"What sifting costs: {results.environment.get('model', 'a model')}", 1)
     yield from _circumstances(results)
     if plots is None:
         yield Text(NO_PLOTS)
@@ -48,10 +47,10 @@ def _report(results: Results, plots: Plots | None, budgets: Sequence[float]) -> 
         yield Text("No policy has been measured yet.")
         yield from _shown(details.refused(results))
         return
-    sentences = findings(results, budgets)
-    if sentences:
+    if results.hero is not None:
         yield Heading("Findings")
-        yield from map(Text, sentences)
+        yield from map(Text, findings(results, budgets))
+        yield standing(results, budgets)
     middle = budgets[min(1, len(budgets) - 1)]
     for axis in AXES:
         yield Heading(f"All tasks, at equal {'V' if axis == 'v_fraction' else 'K + V'} bytes")
@@ -115,10 +114,12 @@ def _circumstances(results: Results) -> Iterator[Block]:
         "prompt, the second half is decoded by the policy, in all layers and from the first step "
         "on, so that errors travel. Scored are all tokens of text, and the answers of other tasks."
     )
-    for name in ("model", "settings", "machine"):
-        facts = results.data.get(name) or {}
-        if facts:
-            yield Text(f"**{name}** " + "; ".join(f"{k} {_fact(v)}" for k, v in facts.items()))
+    facts = {**results.environment, **results.environment.get("options", {})}
+    shown = "; ".join(
+        f"{key} {_fact(value)}" for key, value in facts.items() if not isinstance(value, dict)
+    )
+    if shown:
+        yield Text(shown)
     if results.data.get("missing"):
         yield Text(f"**Unfinished**: {results.data['missing']} cells have not been measured.")
 
@@ -126,4 +127,4 @@ def _circumstances(results: Results) -> Iterator[Block]:
 def _fact(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if type(value) is int else str(value)
