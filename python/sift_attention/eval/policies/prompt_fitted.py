@@ -91,9 +91,9 @@ def quantiles(rows: Rows, lengths: Sequence[int], quantile: float) -> Tensor:
     )
 
 
-_QUANTILES = (0.7, 0.85, 0.95, 0.98, 0.99)
+_QUANTILES = (0.88, 0.94, 0.97, 0.985)
 
 FAMILIES = {
-    "sift, fitted": [PromptFitted(quantile) for quantile in _QUANTILES],
+    "sift, fitted": [PromptFitted(quantile) for quantile in (*_QUANTILES, 0.995)],
     "sift, fitted slope": [PromptFitted(quantile, slope="fit") for quantile in _QUANTILES],
 }

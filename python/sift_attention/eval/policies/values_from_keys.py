@@ -38,7 +38,7 @@ class ValuesFromKeys(Policy):
 
     c: float
     rank: int = 4
-    ridge: float = 1.0
+    ridge: float = 0.5
 
     def read(self, rows: Rows) -> Read:
         """See Policy."""
