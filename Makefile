@@ -77,6 +77,10 @@ format: env  ## rewrite the sources in the house style
 demo: build  ## watch a model generate with exact and with sifted attention
 	@$(BIN)/python examples/demo.py $(ARGS)
 
+.PHONY: notebook
+notebook: build  ## execute examples/quality.ipynb and keep its outputs
+	@$(BIN)/python tools/quality_notebook.py
+
 .PHONY: example-cpp
 example-cpp: build  ## build a C++ program on LibTorch, which continues a text
 	@$(BIN)/python examples/cpp/build.py build/example-cpp
