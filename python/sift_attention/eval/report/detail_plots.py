@@ -39,7 +39,8 @@ def plot_layers(results: Results, family: str, v_share: float) -> Figure | None:
     if not found:
         return None
     for panel, label in zip(axes, ("V rows read, %", "dropped mass, %"), strict=True):
-        panel.set(xlabel="layer", ylabel=label, ylim=(0, None))
+        panel.set(xlabel="layer", ylabel=label)
+        _start_at_zero(panel)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.25)
     _legend_below(figure, axes)
@@ -60,12 +61,17 @@ def plot_steps(results: Results, family: str, v_share: float) -> Figure | None:
             values = [factor * stretch[key] for stretch in stretches]
             panel.plot(steps, values, "o-", color=f"C{i % 10}", label=name)
     axes[0].set(xlabel="decode step", ylabel="KL, nats per scored token", yscale="log")
-    axes[1].set(xlabel="decode step", ylabel="V rows read, %", ylim=(0, None))
+    axes[1].set(xlabel="decode step", ylabel="V rows read, %")
+    _start_at_zero(axes[1])
     for panel in axes:
         panel.grid(alpha=0.25)
     _legend_below(figure, axes)
     figure.suptitle("Along the decode steps")
     return figure
+
+
+def _start_at_zero(panel: Axes) -> None:
+    panel.set_ylim(0, 1.08 * panel.dataLim.y1)
 
 
 def _legend_below(figure: Figure, axes: Sequence[Axes]) -> None:

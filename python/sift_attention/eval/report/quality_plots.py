@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .panels import direct_labels, grid, percent_axis
 from .results import KINDS, Axis, Cell, Condition, Results, mean, number
 from .styles import HERO_COLOUR, KIND_COLOURS, Style, styles
-from .tables import WHAT, accuracy_change, asked, condition_names
+from .tables import WHAT, accuracy_change, asked, condition_names, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,11 +71,7 @@ def plot_condition(results: Results, condition: Condition, axis: Axis) -> Figure
     chosen = {text: h for h, text in zip(handles, labels, strict=True) if text in everywhere}
     figure.legend(
         [chosen[name] for name in reversed(everywhere) if name in chosen],
-        [
-            f"{name} (default)" if name == hero else f"{name} (oracle)"
-            for name in reversed(everywhere)
-            if name in chosen
-        ],
+        [title(results, results.families[n]) for n in reversed(everywhere) if n in chosen],
         loc="outside lower center",
         ncols=4,
         frameon=False,
@@ -181,7 +177,14 @@ def _kind_legend(figure: Figure, results: Results) -> None:
     handles = []
     if results.hero:
         handles.append(
-            Line2D([], [], color=HERO_COLOUR, linewidth=2.6, marker="o", label=results.hero)
+            Line2D(
+                [],
+                [],
+                color=HERO_COLOUR,
+                linewidth=2.6,
+                marker="o",
+                label=f"{results.hero} (default)",
+            )
         )
     for kind in KINDS:
         families = [f for f in results.families.values() if f.kind == kind]

@@ -19,6 +19,7 @@ KINDS: tuple[Kind, ...] = ("ours", "reads every key", "estimates scores", "evict
 _OUR_SOURCE = "this project"  # how the sources of our policies begin
 _DEFAULT_MODULE = "sift"  # whose first family is the default
 _CEILING = "exact"
+_ROUNDING = 1e-9
 _SAME = 0.01  # shares of the keys this close count as equal
 
 
@@ -160,7 +161,7 @@ class Results:
         within = (
             item
             for item in self.settings(condition, family).items()
-            if mean(item[1], "v_fraction") <= v_fraction
+            if mean(item[1], "v_fraction") <= v_fraction + _ROUNDING
         )
         return next(within, None)
 

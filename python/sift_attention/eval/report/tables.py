@@ -20,15 +20,19 @@ _MARKS = (
 
 
 def ordered(results: Results) -> list[Family]:
-    """Ours first, oracles last."""
-    return sorted(results.families.values(), key=lambda family: KINDS.index(family.kind))
+    """The default first, then the rest of ours; oracles last."""
+    return sorted(
+        results.families.values(),
+        key=lambda family: (family.name != results.hero, KINDS.index(family.kind)),
+    )
 
 
 def title(results: Results, family: Family) -> str:
     """The family's name in a table."""
     if family.name == results.hero:
         return f"{family.name} (default)"
-    return f"{family.name} (oracle)" if family.is_oracle else family.name
+    is_marked = family.is_oracle and "oracle" not in family.name
+    return f"{family.name} (oracle)" if is_marked else family.name
 
 
 def share_of(axis: Axis, budget: float) -> float:

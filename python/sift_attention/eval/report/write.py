@@ -43,7 +43,7 @@ def _report(results: Results, plots: Plots | None, budgets: Sequence[float]) -> 
     yield from _circumstances(results)
     if plots is None:
         yield Text(NO_PLOTS)
-    if not results.conditions:
+    if not results.families:
         yield Text("No policy has been measured yet.")
         yield from _shown(details.refused(results))
         return
