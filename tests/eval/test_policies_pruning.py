@@ -1,5 +1,6 @@
 """Rivals that prune or sample: each against a case worked out by hand, all against shared rules."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -68,6 +69,15 @@ def test_an_evicted_key_leaves_the_denominator_but_a_sink_stays():
     expected = torch.tensor([[[0, 0, 0, 0, 0.1, 0.1]]]) / (0.1 + 0.1 + 0.2)
     torch.testing.assert_close(read.weights, expected)
     torch.testing.assert_close(read.kept_mass, torch.tensor([[0.2 / 1.2]]))
+
+
+def test_keys_remain_apart_where_an_evicted_key_has_all_the_mass():
+    k = torch.eye(6)
+    q = torch.tensor([[0.0] * 6] * 5 + [[200.0, 0, 0, 0, 1.0, 2.0]])[None]
+    read = StreamingLLM(share=0.4, num_sinks=0).read(Rows(q, k, k, num_steps=1, scale=1.0))
+    expected = torch.tensor([0, 0, 0, 0, 1 / (1 + math.e), math.e / (1 + math.e)])
+    torch.testing.assert_close(read.weights[0, 0], expected)
+    assert read.kept_mass.item() == 0
 
 
 def test_h2o_keeps_the_key_that_gathered_most_and_the_latest():

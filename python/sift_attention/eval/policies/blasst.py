@@ -9,8 +9,7 @@ import torch
 from torch.nn.functional import pad
 
 from .base import Policy, Read, Rows
-from .eviction import steps
-from .selected import attend_selected
+from .eviction import attend_remaining
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,13 @@ class BLASST(Policy):
         """See Policy."""
         num_keys = rows.k.shape[0]
         num_tiles = math.ceil(num_keys / self.tile)
-        scores = pad(
-            rows.scores(steps(rows)), (0, num_tiles * self.tile - num_keys), value=-torch.inf
-        )
-        largest = scores.unflatten(-1, (num_tiles, self.tile)).amax(-1)
-        below = largest - largest.cummax(-1).values
-        log_lambda = (self.scale / rows.lengths).clamp(max=1.0).log()
-        read = (below >= log_lambda[:, None]).any(0)
-        used = read.repeat_interleave(self.tile, dim=-1)[:, :num_keys] & rows.attended
-        k_rows = rows.lengths.float()  # of every tile, also of those that are skipped
-        return replace(attend_selected(rows, used.expand_as(rows.p), k_rows), k_rows=k_rows)
+        # Ratios of probabilities are those of exponentials of scores.
+        p = pad(rows.p, (0, num_tiles * self.tile - num_keys))
+        largest = p.unflatten(-1, (num_tiles, self.tile)).amax(-1)
+        least = (self.scale / rows.lengths).clamp(max=1.0)[:, None] * largest.cummax(-1).values
+        is_read = (largest >= least).any(0)
+        used = is_read.repeat_interleave(self.tile, dim=-1)[:, :num_keys]
+        return replace(attend_remaining(rows, used), k_rows=rows.lengths.float())
 
 
 FAMILIES = {

@@ -44,19 +44,21 @@ class CORM(Policy):
         # The last query that found a key important; so early that all forgot it where none did.
         last = torch.where(important, queries[:, None], -window).amax(0)
 
-        def evict(token: int, remaining: Tensor) -> None:
-            remaining &= (last > token - window) | (keys > token - window)
+        def evict(token: int, evicted: Tensor) -> None:
+            older = slice(0, max(0, token + 1 - window))
+            evicted[older].masked_fill_(last[older] <= token - window, -torch.inf)
 
-        def after_step(token: int, p: Tensor, remaining: Tensor) -> None:
+        def after_step(token: int, p: Tensor, evicted: Tensor) -> None:
             last.masked_fill_(self._important(p, token + 1), token)
-            evict(token, remaining)
+            evict(token, evicted)
 
-        remaining = keys < rows.start
-        evict(rows.start - 1, remaining)
-        return attend_evicting(rows, remaining, after_step)
+        evicted = torch.zeros_like(rows.k[:, 0])
+        evict(rows.start - 1, evicted)
+        return attend_evicting(rows, evicted, after_step)
 
     def _important(self, p: Tensor, num_keys: Tensor | int) -> Tensor:
-        return any_of(p * num_keys >= self.factor, 0)
+        """Whether any head gives a key enough of its p [G, ..., N]: bool [..., N]."""
+        return any_of(p >= self.factor / num_keys, 0)
 
 
 FAMILIES = {"CORM": [CORM(), CORM(2.0), CORM(4.0), CORM(16.0), CORM(16.0, window=1 / 64)]}

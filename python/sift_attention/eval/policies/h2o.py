@@ -41,20 +41,20 @@ class H2O(Policy):
         for tokens in torch.arange(rows.start, device=rows.k.device).split(_QUERIES_AT_ONCE):
             gathered += rows.probabilities(tokens).sum((0, 1))
 
-        remaining = torch.arange(rows.k.shape[0], device=rows.k.device) < rows.start
+        evicted = torch.zeros_like(gathered)
         surplus = rows.start - num_recent - num_heavy
         if surplus > 0:
             least = gathered[: rows.start - num_recent].topk(surplus, largest=False).indices
-            remaining[least] = False
+            evicted.index_fill_(0, least, -torch.inf)
 
-        def after_step(token: int, p: Tensor, remaining: Tensor) -> None:
+        def after_step(token: int, p: Tensor, evicted: Tensor) -> None:
             gathered.add_(p.sum(0))
             if token + 1 > num_recent + num_heavy:  # one more than the cache holds
                 older = slice(0, token + 1 - num_recent)
-                candidates = gathered[older].masked_fill(~remaining[older], torch.inf)
-                remaining[candidates.argmin()] = False
+                least = (gathered[older] - evicted[older]).argmin()
+                evicted.index_fill_(0, least, -torch.inf)
 
-        return attend_evicting(rows, remaining, after_step)
+        return attend_evicting(rows, evicted, after_step)
 
 
 FAMILIES = {"H2O": [H2O(share) for share in CACHE_SHARES]}

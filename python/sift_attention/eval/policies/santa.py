@@ -38,8 +38,8 @@ class SANTA(Policy):
         cumulated = rows.p.cumsum(-1, dtype=torch.float64)
         mass = cumulated[..., -1:].clone()
         # Draw i stands at (i + offset) / num_draws; so many lie below every key's upper end.
-        below = cumulated.mul_(num_draws / mass).sub_(self._offsets(rows)).ceil_()
-        drawn = below.diff(dim=-1, prepend=torch.zeros_like(mass)).float()
+        below = cumulated.mul_(num_draws / mass).sub_(self._offsets(rows)).ceil_().float()
+        drawn = below.diff(dim=-1, prepend=torch.zeros_like(below[..., :1]))
         used = drawn > 0
         return Read(
             weights=drawn.mul_((mass / num_draws).float()),

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from .base import Policy, Read, Rows
-from .eviction import CACHE_SHARES
-from .selected import attend_selected
+from .eviction import CACHE_SHARES, attend_remaining
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,7 @@ class StreamingLLM(Policy):
         window = max(1, round(self.share * rows.start) - self.num_sinks)
         keys = torch.arange(rows.k.shape[0], device=rows.k.device)
         is_recent = keys >= rows.lengths[:, None] - window
-        used = (is_recent | (keys < self.num_sinks)) & rows.attended
-        nothing_else = torch.zeros_like(rows.lengths, dtype=torch.float32)
-        return attend_selected(rows, used.expand_as(rows.p), nothing_else)
+        return attend_remaining(rows, is_recent | (keys < self.num_sinks))
 
 
 FAMILIES = {"StreamingLLM": [StreamingLLM(share) for share in CACHE_SHARES]}
