@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import torch
 from torch.nn.functional import pad
 
 from .base import Policy, Read, Rows
