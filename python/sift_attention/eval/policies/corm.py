@@ -18,11 +18,12 @@ class CORM(Policy):
     t is the number of keys that a query has behind it, itself included; queries of the prompt
     count. The latest `window` keys are never evicted. The cache is as large as it has to be.
 
-    The paper's threshold is 1 / t and both its windows are 256, for contexts of some 4,000 tokens
-    (Definition 1, Algorithm 1, section 5); a window of 1/16 of the prompt is that proportion. That
-    leaves much to read where heads share keys, since a key stays if any of them finds it important.
-    Larger factors, which are not the paper's, reach smaller budgets, and lose less than shorter
-    windows do.
+    A threshold of 1 / t and windows of 256, for contexts of some 4,000 tokens, are taken to be the
+    paper's; a window of 1/16 of the prompt is that proportion. That leaves much to read where heads
+    share keys, since a key stays if any of them finds it important. Larger factors, which are not
+    the paper's, reach smaller budgets, and lose less than shorter windows do.
+
+    NOTE: only the abstract was at hand; threshold and windows were not checked against the paper.
 
     Attributes:
         factor (float): times uniform attention from which a key is important.

@@ -21,8 +21,8 @@ class H2O(Policy):
     the prompt, and after every step, the keys outside the recent half that gathered least are
     evicted for good; evicted keys get no attention and give none.
 
-    Halves, and 20 % of the prompt for both, are the paper's settings (section 5; `heavy_ratio` and
-    `recent_ratio` of 0.1 in the authors' code). Where query heads share keys, one cache serves the
+    Equal halves, and 20 % of the prompt for both, are the defaults of the authors' code
+    (`--heavy_ratio` and `--recent_ratio` of 0.1). Where query heads share keys, one cache serves the
     group and adds up the attention of its heads.
 
     Attributes:

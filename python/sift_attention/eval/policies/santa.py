@@ -16,11 +16,10 @@ class SANTA(Policy):
     Every head draws for itself, `fraction` times as many rows as it attends. A row drawn n times of
     M weighs n / M; it is read once, also where several heads drew it.
 
-    The draws are systematic, the authors' S2ANTA with the least variance: they stand at equal
+    The draws are systematic, the authors' S2ANTA of reduced variance: they stand at equal
     distances on the cumulated probabilities, with one random offset per step and head. (The
-    authors' kernels do so tile by tile, with draws in proportion to a tile's mass.) The paper draws
-    1/16 of 32,768 keys; small contexts need a larger share (`--santa-s` in the authors' examples:
-    2,048 of 32,768 keys, 256 of 512).
+    authors' kernels do so tile by tile, with draws in proportion to a tile's mass.) The authors
+    draw 1/16 of 32,768 keys and half of 512 (`--santa-s` in the examples of their code).
 
     Attributes:
         fraction (float): draws per attended key.

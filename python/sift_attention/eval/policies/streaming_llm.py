@@ -14,7 +14,7 @@ from .eviction import CACHE_SHARES, attend_remaining
 class StreamingLLM(Policy):
     """Keeps `num_sinks` initial tokens and fills the rest of a cache of fixed size with the latest.
 
-    Four initial tokens are the paper's (section 3.2). Its positions count within the cache, so that
+    Four initial tokens are the paper's. Its positions count within the cache, so that
     a text may outgrow the context; here no text does, and keys keep the rotation of their place in
     the text.
 
