@@ -22,8 +22,8 @@ class H2O(Policy):
     evicted for good; evicted keys get no attention and give none.
 
     Equal halves, and 20 % of the prompt for both, are the defaults of the authors' code
-    (`--heavy_ratio` and `--recent_ratio` of 0.1). Where query heads share keys, one cache serves the
-    group and adds up the attention of its heads.
+    (`--heavy_ratio` and `--recent_ratio` of 0.1). Where query heads share keys, one cache serves
+    the group and adds up the attention of its heads.
 
     Attributes:
         share (float): size of the cache, as a share of the prompt.
