@@ -84,8 +84,18 @@ def made_up_results():
         "environment": {
             "model": "a <made up> model",
             "parameters": 840000,
+            "layers": 4,
+            "query_heads": 8,
+            "kv_heads": 2,
+            "head_dim": 32,
+            "cpu": "made up",
+            "cores": 2,
+            "torch": "2.11",
+            "transformers": "5.13",
+            "commit": "0123456789ab",
             "date": "2000-01-01",
-            "options": {"lengths": [1024], "seeds": 3, "budget": [0.05, 0.1]},
+            "wall_s": 840.0,
+            "options": {"lengths": [1024], "seeds": 3, "sequences": 2, "budget": [0.05, 0.1]},
         },
         "families": {
             name: {"module": module, "source": source, "is_oracle": is_oracle}

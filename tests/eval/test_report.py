@@ -159,8 +159,8 @@ def test_findings_count_and_measure(results):
     assert "reads 10.0% of V at a KL of 0.20 thousandths of a nat per token, within" in found[2]
     assert found[3].endswith("recalls within 0.5 points of exact attention on mqar.")
     assert found[4] == (
-        "At the V bytes that its settings take, paper has 5.0 to 5.0 times the KL of sift, "
-        "median 5.0 (18 comparisons)."
+        "At the V bytes that its settings take, paper has 5.00 to 5.00 times the KL of sift, "
+        "median 5.00 (18 comparisons)."
     )
 
 
@@ -176,7 +176,7 @@ def test_a_missed_target_is_named(results):
 def test_standing_names_who_is_ahead(results):
     table = findings.standing(results, [0.1])
     assert row(table, "10% of V") == ["*tied*, level"] * 2
-    assert row(table, "55% of K + V") == ["1.3x, sketch"] * 2  # 2e-4 over 3e-5 * 2 / 0.4
+    assert row(table, "55% of K + V") == ["1.33x, sketch"] * 2  # 2e-4 over 3e-5 * 2 / 0.4
 
 
 def test_the_ranking_is_the_geometric_mean_over_tasks_and_seeds(results):
@@ -221,9 +221,9 @@ def test_simulation_operator_and_free_running(results):
 
 
 def test_quantile_errors():
-    # Predicted 2, 1 and 1/2 times the true one: logs .69, 0, -.69; those of the true: +-1.39.
+    # Predicted 2, 1 and 1/2 times the true one: logs .69, 0, -.69; of the true: -1.39, 0, 1.39.
     table = details.quantile_errors(Results(made_up_results()))
-    assert table.rows == [["text, layer 0", "3", "+0.00", "0.57", "0.75"]]
+    assert table.rows == [["text, layer 0", "3", "1.00", "100%", "0.75"]]
 
 
 def test_the_report_and_its_files(tmp_path):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .results import Axis, Condition, Results, number
 
-_SMALLEST_KL = 1e-9  # nats; less is rounding
+SMALLEST_KL = 1e-6  # nats; what is less counts as this, being nothing, and near rounding
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def curve(
     """The family's points of every seed, fewest rows first."""
     by_seed: dict[int, list[Point]] = {}
     for cell in results.cells(condition, family):
-        point = Point(number(cell, axis), max(number(cell, "kl"), _SMALLEST_KL))
+        point = Point(number(cell, axis), max(number(cell, "kl"), SMALLEST_KL))
         if math.isfinite(point.share) and not math.isnan(point.kl):
             by_seed.setdefault(cell["seed"], []).append(point)
     return {

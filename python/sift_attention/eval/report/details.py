@@ -10,7 +10,7 @@ from typing import Any
 from .page import Table
 from .results import Cell, Condition, Results, mean, number
 from .tables import accuracy_change, condition_names, ordered
-from .texts import limit, milli, percent, points, setting_labels
+from .texts import limit, milli, percent, points, setting_labels, times
 
 
 def settings(results: Results, family: str) -> Table:
@@ -201,20 +201,20 @@ def quantile_errors(results: Results) -> Table | None:
     rows = [
         [
             f"{task}, layer {layer}",
-            str(len(found)),
-            f"{statistics.fmean(logs):+.2f}",
-            f"{statistics.pstdev(logs):.2f}",
+            str(len(logs)),
+            times(math.exp(statistics.median(logs))),
+            percent(statistics.fmean(abs(error) <= math.log(2) for error in logs)),
             f"{r_squared(found):.2f}",
         ]
         for (task, layer), found in groups.items()
         if (logs := log_errors(found))
     ]
     return Table(
-        ["", "quantiles", "mean of log error", "its standard deviation", "R²"],
+        ["", "quantiles", "median of predicted / true", "within a factor of 2", "R²"],
         rows,
         "The power law fitted to the prompt against the quantiles of the decode steps after it, "
-        "over heads, sequences and steps. Log error: natural log of predicted over true. R²: "
-        f"share of the variance of the log of the true quantiles. {limit(results)}",
+        "over heads, sequences and steps. R²: share of the variance of the logs of the true "
+        f"quantiles that the predictions explain. {limit(results)}",
     )
 
 

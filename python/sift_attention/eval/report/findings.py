@@ -21,7 +21,7 @@ from .tables import (
     share_of,
     title,
 )
-from .texts import joined, limit, milli, percent, points, reached, setting_labels
+from .texts import joined, limit, milli, percent, points, reached, setting_labels, times
 
 TEXT_KL = 0.002  # nats per token: what sifted text should not exceed
 _PAPER_MODULE = "paper"  # file of the paper's procedure
@@ -107,7 +107,7 @@ def _place(results: Results, condition: Condition, axis: Axis, share: float) -> 
     best, tied = best_and_tied({**others_than_ours(results, column), "": own})
     if best is None or best == "":
         return "**best**"
-    return f"*tied*, {best}" if "" in tied else f"{own.mean / column[best].mean:.1f}x, {best}"
+    return f"*tied*, {best}" if "" in tied else f"{times(own.mean / column[best].mean)}x, {best}"
 
 
 def _targets(results: Results, hero: str) -> Iterator[str]:
@@ -156,9 +156,9 @@ def _paper(results: Results, hero: str) -> Iterator[str]:
                     ratios += [point.kl / kl] if kl else []
         if ratios:
             yield (
-                f"At the V bytes that its settings take, {family.name} has {min(ratios):,.1f} to "
-                f"{max(ratios):,.1f} times the KL of {hero}, median "
-                f"{statistics.median(ratios):,.1f} ({len(ratios)} comparisons)."
+                f"At the V bytes that its settings take, {family.name} has {times(min(ratios))} to "
+                f"{times(max(ratios))} times the KL of {hero}, median "
+                f"{times(statistics.median(ratios))} ({len(ratios)} comparisons)."
             )
 
 
@@ -218,7 +218,7 @@ def _ranked(logs: Sequence[float], num_tasks: int, num_wins: int) -> str:
     of = "" if len(logs) == num_tasks else f" of {len(logs)}"
     note = f" ({num_wins}{of})" if num_wins or of else ""
     ratio = math.exp(statistics.fmean(logs))
-    return f"{ratio:,.{2 if ratio < 10 else 0}f}{note}"
+    return f"{times(ratio)}{note}"
 
 
 def choice(results: Results, family: str) -> Table:

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .detail_plots import plot_depths, plot_layers, plot_quantiles, plot_steps
+from .detail_plots import LOWEST_QUANTILE, plot_depths, plot_layers, plot_quantiles, plot_steps
 from .page import Image
 from .quality_plots import plot_condition, plot_overview, plot_recall
 from .results import Axis, Condition, Results
@@ -89,8 +89,8 @@ class Plots:
         """Predicted against true quantiles."""
         caption = (
             "Quantiles of the exact probabilities at decode steps, predicted by the power law that "
-            "was fitted to the prompt; dotted: off by a factor of 2; off by: root mean square of "
-            f"the log error, as a factor. {limit(self._results)}"
+            "was fitted to the prompt. Dotted: a factor of 2; what is below "
+            f"{LOWEST_QUANTILE:g} lies on the edge. {limit(self._results)}"
         )
         return self._save(plot_quantiles(self._results), "quantiles", caption)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .curves import SMALLEST_KL
 from .panels import direct_labels, grid, percent_axis
 from .results import KINDS, Axis, Cell, Condition, Results, mean, number
 from .styles import HERO_COLOUR, KIND_COLOURS, Style, styles
@@ -15,8 +16,6 @@ from .tables import WHAT, accuracy_change, asked, condition_names, title
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_LOWEST_KL = 1e-6  # nats; what is below is drawn there
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class _Spread:
 
 
 def _kl(cells: Sequence[Cell], axis: Axis) -> _Spread | None:
-    values = [max(number(cell, "kl"), _LOWEST_KL) for cell in cells]
+    values = [max(number(cell, "kl"), SMALLEST_KL) for cell in cells]
     if any(map(math.isnan, values)):
         return None
     return _Spread(mean(cells, axis), sum(values) / len(values), min(values), max(values))

@@ -117,11 +117,12 @@ def accuracy_change(cells: Sequence[Cell]) -> list[float]:
 
 def asked(results: Results) -> list[Condition]:
     """The conditions with answers."""
-    return [
-        condition
-        for condition in results.conditions
-        if not math.isnan(mean(results.cells(condition), "exact", "accuracy"))
-    ]
+    return [c for c in results.conditions if not math.isnan(exact_accuracy(results, c))]
+
+
+def exact_accuracy(results: Results, condition: Condition) -> float:
+    """Share of right answers of exact attention; NaN without answers."""
+    return mean(results.cells(condition), "exact", "accuracy")
 
 
 def recall(results: Results) -> Table | None:
@@ -130,8 +131,8 @@ def recall(results: Results) -> Table | None:
     if not conditions:
         return None
     names = condition_names(results)
-    exact = [mean(results.cells(c), "exact", "accuracy") for c in conditions]
-    rows = [["exact accuracy", *(percent(accuracy, 1) for accuracy in exact)]]
+    exact = [percent(exact_accuracy(results, condition), 1) for condition in conditions]
+    rows = [["exact accuracy", *exact]]
     rows += [
         [title(results, family), *(_recall(results, c, family.name) for c in conditions)]
         for family in ordered(results)

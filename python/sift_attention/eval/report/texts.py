@@ -30,6 +30,11 @@ def percent(share: float, digits: int = 0) -> str:
     return "" if math.isnan(share) else f"{share:.{digits}%}"
 
 
+def times(ratio: float) -> str:
+    """A ratio with two or three significant digits."""
+    return f"{ratio:,.{2 if ratio < 10 else 0}f}"
+
+
 def points(differences: Sequence[float]) -> str:
     """Differences of shares over seeds in percentage points: mean and standard deviation."""
     known = [100 * value for value in differences if not math.isnan(value)]

@@ -18,19 +18,20 @@ AXES: tuple[Axis, ...] = ("v_fraction", "kv_fraction")
 _DETAIL_V_SHARE = 0.10  # of the V rows: at which layers are looked at
 
 
-def write_report(folder: Path, budgets: Sequence[float] = BUDGETS) -> Path:
+def write_report(folder: Path, budgets: Sequence[float] | None = None) -> Path:
     """Write report.md, report.html and plots/*.png beside a results.json.
 
     Args:
         folder: holds results.json; unfinished results make a shorter report.
         budgets: shares of the V rows at which policies are compared, and of K + V those of a
-            policy that reads every key and that share of V.
+            policy that reads every key and that share of V; defaults to those of the evaluation.
 
     Returns:
         Path: report.html, which holds its plots. Without matplotlib it says so in their place.
     """
     results = Results.load(folder / "results.json")
     plots = Plots(results, folder) if can_draw() else None
+    budgets = budgets or results.environment.get("options", {}).get("budget") or BUDGETS
     blocks = list(_report(results, plots, sorted(budgets)))
     (folder / "report.md").write_text(markdown(blocks))
     path = folder / "report.html"
