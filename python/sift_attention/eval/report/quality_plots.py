@@ -97,7 +97,10 @@ def _draw(panel: Axes, points: Sequence[_Spread], look: Style, name: str) -> Non
 
 
 def _decorate(panel: Axes, axis: Axis) -> None:
+    from matplotlib.ticker import NullLocator
+
     panel.set_yscale("log")
+    panel.yaxis.set_minor_locator(NullLocator())  # over so many decades they only take time
     # Policies that read every key lie between half and all of K + V: no place for a log scale.
     percent_axis(panel, log=axis == "v_fraction")
     panel.set_xlabel(f"{WHAT[axis]} rows read")
