@@ -1,0 +1,124 @@
+"""Inputs and faults that attention gets wrong silently elsewhere, and the tests that prove ours.
+
+A test names the rows that it proves with `pytest.mark.row(number, ...)`, a C++ test case with the
+tag `[row number]`. `python tests/robustness/rows.py` writes docs/robustness.md; test_rows.py checks
+it.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "robustness.md"
+
+ROWS = {  # number: input or fault, what has to come of it
+    1: ("A sequence without attended keys", "out 0, lse -inf, counts 0, state kept; rows written"),
+    2: ("No sequences, no queries, no keys at all", "empty or zero results of the right shape"),
+    3: ("A single key", "its value row, loaded once"),
+    4: ("Attended keys whose scores are all -inf", "as without attended keys"),
+    5: ("Finite scores from -1e5 to -3e38", "their softmax; nothing finite counts as masked"),
+    6: ("NaN in q or an attended key, a score of +inf", "NaN in out and lse, never zeros"),
+    7: ("NaN or infinity in an attended value row", "reaches the output if the row is loaded"),
+    8: ("Garbage in padding, page tails, unused pages", "the same bits as without it"),
+    9: ("A threshold that no key passes", "the largest key is loaded; no 0 / 0"),
+    10: ("A threshold that every key passes", "the bits of exact attention"),
+    11: ("Flat scores, ties at the threshold", "one rule for all splits: p > theta is loaded"),
+    12: ("Laws and samples that are no numbers", "refused; a fit without them, or exact heads"),
+    13: ("A predicted threshold above 1 or every p", "clamped; the largest key is loaded"),
+    14: ("First, restarted, millionth step; ragged steps", "counted on the device, per sequence"),
+    15: ("Offsets beyond 2^31", "computed in 64 bits"),
+    16: ("More than 65,535 heads in a batch", "decoded"),
+    17: ("Transposed, sliced, oddly strided inputs", "decoded if the last stride is 1, or refused"),
+    18: ("Keys and values that are expanded views", "decoded; outputs never overlap"),
+    19: ("Rows that are not aligned", "decoded with the same bits"),
+    20: ("Odd or large head sizes, V narrower than K", "decoded if supported, or the sizes named"),
+    21: ("Query heads that are no multiple of KV heads", "refused"),
+    22: ("Mixed and unsupported dtypes", "refused, naming them"),
+    23: ("Tensors on several or other devices", "refused; the device of q is used, current or not"),
+    24: ("A side stream, memory freed on another one", "runs on the current stream of q's device"),
+    25: ("CUDA graphs replayed with other inputs", "the bits of eager calls; nothing waits"),
+    26: ("Lengths and block ids out of range", "refused where the host sees them, else clamped"),
+    27: ("Left padding and masks of keys", "no mask is ignored"),
+    28: ("Reruns, other splits, other batch mates", "the same bits"),
+    29: ("Any number of threads, calls at once", "the same bits"),
+    30: ("A fork after use", "the child decodes"),
+    31: ("Inputs that require gradients", "refused under grad mode"),
+    32: ("torch.compile over 64 growing steps", "whole graphs, at most two, eager results"),
+    33: ("inference_mode, autocast, vmap, meta, fakes", "work or are refused"),
+    34: ("Thousands of requests, finished or aborted", "no state is left alive"),
+    35: ("A state or cache reused without a reset", "the new sequence starts exact, unfitted"),
+    36: ("Reordered, repeated, cropped, copied caches", "the state follows every row"),
+    37: ("Shrunken caches, skipped or undone steps", "the state is restored, or exact until a fit"),
+    38: ("A state of another shape, device or model", "refused; nothing is changed"),
+    39: ("K or V changed in place between steps", "thresholds follow the current length"),
+    40: ("Out of memory", "raised; the same call works later"),
+    41: ("A CPU without AVX2 or AVX-512", "the level is chosen at run time, and each is tested"),
+    42: ("Another ABI, a missing CUDA build", "said with versions when imported; the CPU works"),
+    43: ("Calls with the signature of an older version", "work; arguments are added last"),
+}
+
+NOT_YET = {  # number: what of the row no test can prove, and why
+    35: "Slots that a serving engine recycles: there is no integration of an engine yet.",
+}
+
+
+def proofs() -> dict[int, list[str]]:
+    """The tests of each row, as `file::test`."""
+    found: dict[int, list[str]] = {number: [] for number in ROWS}
+    for number, test in sorted([*_python_tests(), *_cpp_tests()]):
+        tests = found.setdefault(number, [])
+        if test not in tests:
+            tests.append(test)
+    return found
+
+
+def page() -> str:
+    """What docs/robustness.md has to say."""
+    lines = [
+        "# Inputs and faults",
+        "",
+        "What happens to inputs and faults that often go wrong without a word, and the tests that",
+        "prove it: `pytest -m row`. Generated by `python tests/robustness/rows.py`.",
+        "",
+        "| # | input or fault | required | tests |",
+        "| ---: | --- | --- | --- |",
+    ]
+    for number, tests in proofs().items():
+        fault, required = ROWS[number]
+        names = [f"`{test}`" for test in tests]
+        reason = [f"Not yet: {NOT_YET[number]}"] if number in NOT_YET else []
+        lines.append(f"| {number} | {fault} | {required} | {'<br>'.join(names + reason)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _python_tests() -> Iterator[tuple[int, str]]:
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        tree = ast.parse(path.read_text())
+        name = path.relative_to(ROOT / "tests").as_posix()
+        for statement in tree.body:
+            is_test = isinstance(statement, ast.FunctionDef) and statement.name.startswith("test")
+            for number in _marked(statement):
+                yield number, f"{name}::{statement.name}" if is_test else name
+
+
+def _marked(statement: ast.stmt) -> Iterator[int]:
+    """The rows that a function's decorators, or a module's `pytestmark`, name."""
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("mark.row"):
+            yield from (ast.literal_eval(argument) for argument in node.args)
+
+
+def _cpp_tests() -> Iterator[tuple[int, str]]:
+    for path in sorted((ROOT / "tests" / "cpp").glob("*.cpp")):
+        cases = re.findall(r'TEST_CASE\(\s*"([^"]*)",\s*"([^"]*)"', path.read_text())
+        for title, tags in cases:
+            for number in re.findall(r"\[row (\d+)\]", tags):
+                yield int(number), f"cpp/{path.name}: {title}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
