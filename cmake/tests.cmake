@@ -37,17 +37,8 @@ endif()
 
 # The CUDA kernels on the host: every thread a fiber (tests/simt/). Each .cu is included by a .cpp of
 # its own, so that the same source may be CUDA to another target.
-set(kernels
-  csrc/decode/cuda/decode_cuda.cu
-  csrc/decode/cuda/decode_d64.cu
-  csrc/decode/cuda/decode_d80.cu
-  csrc/decode/cuda/decode_d96.cu
-  csrc/decode/cuda/decode_d128.cu
-  csrc/decode/cuda/decode_d256.cu
-  csrc/decode/cuda/fit_power_law_cuda.cu
-  csrc/decode/cuda/score_quantile_cuda.cu)
 set(kernels_as_cpp)
-foreach(kernel IN LISTS kernels)
+foreach(kernel IN LISTS SIFT_CUDA_KERNELS)
   get_filename_component(name ${kernel} NAME_WE)
   set(as_cpp ${CMAKE_CURRENT_BINARY_DIR}/simt/${name}.cpp)
   file(CONFIGURE OUTPUT ${as_cpp} CONTENT "#include \"${CMAKE_CURRENT_SOURCE_DIR}/${kernel}\"\n")

@@ -87,6 +87,13 @@ struct Counts {
   int64_t keys = 0;
   int64_t loaded = 0;
   int64_t borderline = 0;
+
+  Counts& operator+=(const Counts& other) {
+    keys += other.keys;
+    loaded += other.loaded;
+    borderline += other.borderline;
+    return *this;
+  }
 };
 Counts check_decode(const DecodeParams& params, const DecodeOutputs& outputs);
 

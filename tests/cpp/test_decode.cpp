@@ -56,9 +56,7 @@ TEST_CASE("decode attends what lengths, masks and pages say") {
                                  .block_size = block_size,
                                  .spread = 2},
                                 level);
-      counts.keys += some.keys;
-      counts.loaded += some.loaded;
-      counts.borderline += some.borderline;
+      counts += some;
     }
   }
   CHECK(counts.loaded > counts.keys / 20);

@@ -94,9 +94,7 @@ TEST_CASE("decode on CUDA attends what lengths, masks and pages say") {
                                    .spread = 2,
                                    .is_aligned = block_size % 3 == 0});
         if (c == 0.0) continue;
-        counts.keys += some.keys;
-        counts.loaded += some.loaded;
-        counts.borderline += some.borderline;
+        counts += some;
       }
     }
   }

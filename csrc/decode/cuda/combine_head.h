@@ -76,7 +76,7 @@ SIFT_DEVICE void combine_head(const DecodeArguments& arguments, int64_t b, int64
   const Splits scored = score_splits(length);
   const int head = g % plan.unit_heads;
   const HeadTotal total = head_total(plan, first_item, scored.count, head);
-  const float sink = sink_of(params, h);
+  const float sink = sink_of(params.sinks, h);
   const float lse = log_sum_exp(total.softmax, sink);
   const Parts parts = {.plan = plan,
                        .first_item = first_item,

@@ -16,13 +16,6 @@
 
 namespace sift {
 
-constexpr int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
-
-// What a sequence of so many keys takes of a wave, as make_schedule counts.
-constexpr int64_t padded_keys(int64_t length) {
-  return divide_up(length, kMinSplitKeys) * kMinSplitKeys;
-}
-
 // Of one split, or of all keys, and one head: maximum of the scores in log2 units, sum of
 // exp2(score - max). No keys: -inf, 0.
 struct Softmax {
@@ -107,9 +100,8 @@ struct SharedMemory {
   static constexpr int kWarpOutBytes = kUnitHeads * kHeadDim * 4;
   static_assert(kWarps * kWarpOutBytes <= kRingBytes, "the warps' results must fit the ring");
 
-  explicit SIFT_DEVICE SharedMemory(const DecodePlan& plan)
-      : memory(dev::shared_memory()),
-        fixed(*reinterpret_cast<Fixed*>(memory)),
+  explicit SIFT_DEVICE SharedMemory(const DecodePlan& plan, char* memory = dev::shared_memory())
+      : fixed(*reinterpret_cast<Fixed*>(memory)),
         scores(reinterpret_cast<float*>(memory + plan.scores_offset)),
         list(reinterpret_cast<uint16_t*>(memory + plan.list_offset)),
         words(reinterpret_cast<uint32_t*>(memory + plan.words_offset)),
@@ -122,7 +114,6 @@ struct SharedMemory {
     return reinterpret_cast<float*>(fixed.ring + warp * kWarpOutBytes);
   }
 
-  char* memory;
   Fixed& fixed;
   float* scores;    // [piece_keys][G]
   uint16_t* list;   // [piece_keys]    the keys of the piece to be loaded, ascending

@@ -45,7 +45,7 @@ SIFT_DEVICE GroupBest find_laws(const DecodeArguments& arguments, int64_t b, int
     const HeadTotal total = head_total(plan, group_item + g / plan.unit_heads * num_splits,
                                        num_splits, g % plan.unit_heads);
     const float lse =
-        total.is_empty() ? -dev::infinity() : log_sum_exp(total.softmax, sink_of(params, h));
+        total.is_empty() ? -dev::infinity() : log_sum_exp(total.softmax, sink_of(params.sinks, h));
     const float theta =
         log_alpha * kLog2E - beta * dev::log2(static_cast<float>(total.num_attended));
     if (dev::lane() == 0) {

@@ -28,11 +28,7 @@ SIFT_DEVICE void start_rows(char* rows, bool is_aligned, RowOf row_of) {
     const int piece = i % kPieces;
     const T* row = row_of(i / kPieces);
     char* target = rows + i / kPieces * Tile<kHeadDim>::kRowBytes + piece * 16;
-    if (is_aligned || row == nullptr) {
-      dev::copy_async_16(target, row == nullptr ? nullptr : row + piece * 8, row != nullptr);
-    } else {
-      for (int d = 0; d < 8; ++d) reinterpret_cast<T*>(target)[d] = row[piece * 8 + d];
-    }
+    copy_piece<Reads::kAgain>(target, row, piece, is_aligned);
   }
   dev::commit_copies();
 }

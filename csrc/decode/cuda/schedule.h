@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "decode/cuda/block_reduce.h"
+#include "decode/cuda/divide_up.h"
 #include "decode/cuda/rows.h"
 #include "decode/params.h"
 #include "device.h"
@@ -34,14 +35,20 @@ struct Splits {
 };
 
 SIFT_DEVICE Splits score_splits(int length) {
-  const int factor = (length + kMinSplitKeys * kMaxSplits - 1) / (kMinSplitKeys * kMaxSplits);
+  const int factor = divide_up(length, kMinSplitKeys * kMaxSplits);
   const int keys = kMinSplitKeys * (factor > 1 ? factor : 1);
-  return {keys, (length + keys - 1) / keys};
+  return {keys, divide_up(length, keys)};
 }
 
 SIFT_DEVICE Splits load_splits(int length) {
   const int keys = score_splits(length).keys * kScoreSplitsPerLoadSplit;
-  return {keys, (length + keys - 1) / keys};
+  return {keys, divide_up(length, keys)};
+}
+
+// What a sequence of so many keys takes of a wave.
+template <class Length>
+constexpr Length padded_keys(Length length) {
+  return divide_up(length, kMinSplitKeys) * kMinSplitKeys;
 }
 
 // One split of one unit of one sequence.
@@ -76,7 +83,7 @@ SIFT_DEVICE void make_schedule(const DecodeParams& p, int num_units, int wave_ke
   if (b < batch) {
     const int length = sequence_length(p.keys, b, p.capacity);
     schedule.length[b] = length;
-    schedule.first_key[b + 1] = (length + kMinSplitKeys - 1) / kMinSplitKeys * kMinSplitKeys;
+    schedule.first_key[b + 1] = padded_keys(length);
     schedule.first_score_item[b + 1] = score_splits(length).count * num_units;
     schedule.first_load_item[b + 1] = load_splits(length).count * num_units;
   }

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "decode/cuda/decode_cuda.h"
+#include "decode/cuda/divide_up.h"
 #include "decode/cuda/score_quantile_kernel.h"
 #include "launch.h"
 
@@ -14,8 +15,6 @@ namespace {
 // Of scores held at a time; one tile of columns takes more beyond 262,144 keys. A smaller slab
 // would leave multiprocessors idle: at 131,072 keys a tile takes 32 MiB.
 constexpr int64_t kMaxSlabBytes = int64_t{64} << 20;
-
-constexpr int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 int64_t num_tiles(const ScoreQuantileParams& params, const ScoreQuantilePlan& plan) {
   return params.batch * params.num_kv_heads * plan.tiles_per_head;

@@ -21,6 +21,7 @@
 #include <type_traits>
 
 #include "decode/cuda/block_reduce.h"
+#include "decode/cuda/divide_up.h"
 #include "decode/cuda/ordered_scores.h"
 #include "decode/cuda/row_copies.h"
 #include "decode/cuda/rows.h"
@@ -175,7 +176,8 @@ template <class T, int kHeadDim>
 SIFT_KERNEL(kScoreThreads, 4)
 score_kernel(SIFT_GRID_CONSTANT const ScoreQuantileArguments arguments) {
   using Memory = ScoreMemory<T, kHeadDim>;
-  const auto& [p, plan] = arguments;
+  const ScoreQuantileParams& p = arguments.params;
+  const ScoreQuantilePlan& plan = arguments.plan;
   const int tile_of_slab = dev::block() / plan.num_segments;
   const ColumnTile columns(arguments, tile_of_slab);
   const int64_t begin = int64_t{dev::block() % plan.num_segments} * kSegmentKeys;
@@ -191,11 +193,11 @@ score_kernel(SIFT_GRID_CONSTANT const ScoreQuantileArguments arguments) {
   });
 
   // The warps take the segment's tiles of keys in turn.
-  const int num_tiles = static_cast<int>((end - begin + kTileRows - 1) / kTileRows);
+  const int num_tiles = static_cast<int>(divide_up(end - begin, kTileRows));
   const auto first_key = [&](int i) { return begin + (i * kScoreWarps + dev::warp()) * kTileRows; };
   const SequenceKeys keys{p.keys, columns.b, static_cast<int>(end)};
   uint32_t* scores = plan.scores + int64_t{tile_of_slab} * plan.tile_columns * plan.score_stride;
-  const int my_tiles = (num_tiles - dev::warp() + kScoreWarps - 1) / kScoreWarps;
+  const int my_tiles = divide_up(num_tiles - dev::warp(), kScoreWarps);
   const auto row_of = [&](int i, int row) {
     return keys.row<T>(p.k, columns.hk, static_cast<int>(first_key(i) + row));
   };
@@ -265,7 +267,7 @@ select_kernel(SIFT_GRID_CONSTANT const ScoreQuantileArguments arguments) {
   if (column >= columns.count) return;
   const int64_t h = columns.head(column);
   const int64_t r = columns.row(column);
-  const float sink = p.sinks == nullptr ? -dev::infinity() : p.sinks[h] * kLog2E;
+  const float sink = sink_of(p.sinks, h);
   const float quantile = quantile_of(plan.scores + dev::block() * plan.score_stride,
                                      plan.spans[columns.b * p.num_rows + r], p.quantile, sink,
                                      *reinterpret_cast<SelectMemory*>(dev::shared_memory()));

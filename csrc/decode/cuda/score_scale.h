@@ -1,5 +1,7 @@
-// From products q . k to scores in log2 units, softcap included.
+// From products q . k, and from sinks, to scores in log2 units, softcap included.
 #pragma once
+
+#include <cstdint>
 
 #include "device.h"
 
@@ -16,6 +18,11 @@ struct ScoreScale {
     return softcap == 0 ? score : softcap * dev::tanh(score);
   }
 };
+
+// Head h's sink in log2 units; -inf: none.
+SIFT_DEVICE float sink_of(const float* sinks, int64_t h) {
+  return sinks == nullptr ? -dev::infinity() : sinks[h] * kLog2E;
+}
 
 inline ScoreScale make_score_scale(float scale, float softcap) {
   if (softcap == 0) return {scale * kLog2E, 0.0f};

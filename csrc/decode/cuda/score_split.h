@@ -71,8 +71,8 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
 
   const int warp = dev::warp();
   const SequenceKeys keys{params.keys, item.b, item.end};
-  const int num_tiles = (item.end - item.begin + kTileRows - 1) / kTileRows;
-  const int my_tiles = (num_tiles - warp + kWarps - 1) / kWarps;
+  const int num_tiles = divide_up(item.end - item.begin, kTileRows);
+  const int my_tiles = divide_up(num_tiles - warp, kWarps);
   const auto first_key = [&](int tile) { return item.begin + (tile * kWarps + warp) * kTileRows; };
 
   RunningSoftmax<kHeadBlocks> softmax;

@@ -25,6 +25,22 @@ using RowMask = uint32_t;
 // Whether a launch comes back to rows: if not, they are the first to leave the L2 cache.
 enum class Reads { kOnce, kAgain };
 
+// Starts to copy piece i, 16 bytes, of a row; nullptr: nowhere, zeros take its place. is_aligned: rows
+// begin at multiples of 16 bytes.
+template <Reads kReads, class T>
+SIFT_DEVICE void copy_piece(char* target, const T* row, int i, bool is_aligned) {
+  constexpr int kElements = 16 / sizeof(T);
+  if (row == nullptr) {
+    dev::copy_async_16(target, nullptr, false);
+  } else if (!is_aligned) {
+    for (int d = 0; d < kElements; ++d) reinterpret_cast<T*>(target)[d] = row[i * kElements + d];
+  } else if constexpr (kReads == Reads::kOnce) {
+    dev::copy_async_16_once(target, row + i * kElements, true);
+  } else {
+    dev::copy_async_16(target, row + i * kElements, true);
+  }
+}
+
 template <class T, int kHeadDim, int kStages, Reads kReads = Reads::kAgain>
 class TileRing {
  public:
@@ -80,17 +96,7 @@ class TileRing {
       const int piece = index % kPieces;
       const auto* source = reinterpret_cast<const T*>(dev::shuffle(address, row));
       char* target = tile + row * Tile<kHeadDim>::kRowBytes + piece * 16;
-      if (source == nullptr) {
-        dev::copy_async_16(target, nullptr, false);
-      } else if (is_aligned_) {
-        if constexpr (kReads == Reads::kOnce) {
-          dev::copy_async_16_once(target, source + piece * 8, true);
-        } else {
-          dev::copy_async_16(target, source + piece * 8, true);
-        }
-      } else {
-        for (int d = 0; d < 8; ++d) reinterpret_cast<T*>(target)[d] = source[piece * 8 + d];
-      }
+      copy_piece<kReads>(target, source, piece, is_aligned_);
     }
   }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "decode/cuda/block_reduce.h"
 #include "decode/cuda/decode_arguments.h"
 #include "decode/cuda/score_scale.h"
 #include "decode/cuda/tile_products.h"
@@ -54,13 +55,7 @@ SIFT_DEVICE bool find_exact_groups(const DecodeArguments& arguments, Fixed& fixe
     if (first < kKnownGroups && dev::lane() == 0) fixed.exact_groups[first / 32] = exact;
     selects |= group < num_groups && !is_exact;
   }
-  const uint32_t lanes = dev::ballot(selects);
-  if (dev::lane() == 0) fixed.count[dev::warp()] = static_cast<int>(lanes);
-  dev::sync_block();
-  int warps = 0;
-  for (int warp = 0; warp < kWarps; ++warp) warps |= fixed.count[warp];
-  dev::sync_block();
-  return warps != 0;
+  return sum_block(static_cast<int>(selects), fixed.count).total != 0;
 }
 
 // After find_exact_groups.
@@ -128,11 +123,6 @@ SIFT_DEVICE HeadTotal head_total(const DecodePlan& plan, int64_t item, int num_s
   for (const Softmax& part : parts) total.sum += part.sum * dev::exp2(part.max - base);
   for (int lanes = 16; lanes > 0; lanes /= 2) total.sum += dev::shuffle_xor(total.sum, lanes);
   return {total, num_attended};
-}
-
-// In log2 units; -inf: none.
-SIFT_DEVICE float sink_of(const DecodeParams& params, int64_t h) {
-  return params.sinks == nullptr ? -dev::infinity() : params.sinks[h] * kLog2E;
 }
 
 // log2 of the sum of exp2 over keys and sink.
