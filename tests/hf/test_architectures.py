@@ -10,6 +10,7 @@ from modes import NEW, generate, prompt
 from tiny_models import LAYERS, VERSION, VOCABULARY, build, finish
 
 import sift_attention as sift
+from sift_attention.hf.attention import dense
 
 
 @pytest.fixture
@@ -88,3 +89,25 @@ def test_vision_language_model():
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     assert handle.stats().total.decode_calls == (NEW - 1) * LAYERS
     assert model.config.text_config._attn_implementation == vision_attention
+
+
+def test_an_attention_module_of_a_derived_class():
+    """Parametrizations and FSDP give a module a class of their own, far from its model's code."""
+    model = build("gpt_oss")
+    _, expected = generate(model, prompt())
+    attention = model.model.layers[0].self_attn
+    torch.nn.utils.parametrize.register_parametrization(attention, "sinks", torch.nn.Identity())
+    assert type(attention).__module__ != type(model).__module__
+    with sift.hf.enabled(model, EXACT) as handle:
+        _, logits = generate(model, prompt())
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    assert handle.stats().total.dense_calls == {"sliding window": NEW - 1}
+
+
+def test_softcap_without_the_eager_attention_of_its_model():
+    class Lonely(torch.nn.Module):
+        is_causal = True
+
+    rows = torch.zeros(1, 1, 1, 32)
+    with pytest.raises(NotImplementedError, match="got none beside Lonely"):
+        dense(Lonely(), rows, rows, rows, None, 1.0, 0.0, {"softcap": 2.0})

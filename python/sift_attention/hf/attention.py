@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -158,9 +159,24 @@ def dense(
     if mask is not None and mask.dtype == torch.bool:
         hidden = torch.finfo(query.dtype).min
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, hidden)
-    eager = sys.modules[type(module).__module__].eager_attention_forward
+    eager = eager_attention(type(module))
     out, _ = eager(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
     return out, None
+
+
+def eager_attention(attention_class: type) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The eager attention of a model, found beside the class of its attention modules.
+
+    FSDP and parametrizations derive from that class in modules of their own.
+    """
+    for base in attention_class.__mro__:
+        eager = getattr(sys.modules.get(base.__module__), "eager_attention_forward", None)
+        if eager is not None:
+            return eager  # type: ignore[no-any-return]
+    raise NotImplementedError(
+        "sift_attention: softcap and sinks need the model's eager_attention_forward, got none "
+        f"beside {attention_class.__name__}"
+    )
 
 
 def _warn_unreached() -> None:
