@@ -16,7 +16,7 @@ from demo_screen import TwoColumns, heading, say, table
 from sift_attention.eval.corpus import read_standard_library, standard_library_files
 from sift_attention.eval.tasks import TASKS
 from sift_attention.eval.teacher_forced import teacher_forced
-from sift_attention.eval.tokens import BOS, decode, encode
+from sift_attention.eval.tokens import BOS, decode, encode, stacked
 
 MODEL = Path(__file__).resolve().parent / "model"
 PROMPT_BYTES = 1600
@@ -121,9 +121,8 @@ def _recall(model: PreTrainedModel, length: int) -> Reading:
     corpus = read_standard_library("held_out")
     tasks = [name for name in ("needles", "mqar", "text") for _ in range(rows_per_task)]
     samples = [TASKS[name](rng, length, corpus) for name in tasks]
-    tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
-    answers = torch.from_numpy(np.stack([sample.answers for sample in samples]))[:, half:]
-    targets = tokens[:, half:]
+    tokens, answers = stacked(samples, "tokens", "answers")
+    targets, answers = tokens[:, half:], answers[:, half:]
     result = teacher_forced(model, tokens, prefill=half - 1)
 
     said = (result.exact_top1, result.sifted_top1)

@@ -10,6 +10,7 @@ from sift_attention import SiftConfig
 from sift_attention.eval.corpus import read_standard_library
 from sift_attention.eval.scoring import score
 from sift_attention.eval.tasks import TASKS
+from sift_attention.eval.tokens import stacked
 
 transformers = pytest.importorskip("transformers")
 from sift_attention.eval.teacher_forced import teacher_forced  # noqa: E402
@@ -40,7 +41,7 @@ def samples():
 
 
 def tokens_of(samples):
-    return torch.from_numpy(np.stack([sample.tokens for sample in samples]))
+    return stacked(samples, "tokens")[0]
 
 
 @pytest.mark.parametrize(("task", "bound"), [("repeats", 0.85), ("mqar", 0.97), ("needles", 0.9)])
@@ -70,7 +71,7 @@ def test_default_sifting_loads_a_quarter_and_stays_close_on_text(model, samples)
 def test_sifted_recall_agrees_with_exact_recall(model, samples, task):
     tokens = tokens_of(samples[task])
     result = teacher_forced(model, tokens, PREFILL, progress=False)
-    asked = torch.from_numpy(np.stack([sample.answers for sample in samples[task]]))
+    (asked,) = stacked(samples[task], "answers")
     asked, answers = asked[:, PREFILL + 1 :], tokens[:, PREFILL + 1 :]
     exact = (result.exact_top1 == answers)[asked].double().mean()
     sifted = (result.sifted_top1 == answers)[asked].double().mean()

@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sift_attention.eval.corpus import read_standard_library
 from sift_attention.eval.tasks import TASKS
-from sift_attention.eval.tokens import BOS, VOCAB_SIZE
+from sift_attention.eval.tokens import BOS, VOCAB_SIZE, stacked
 
 # Share of the sequences that each task gets.
 SHARES = {
@@ -106,8 +106,7 @@ class Batches:
         kinds = self._rng.choice(len(TASKS), num_sequences, p=[SHARES[name] for name in TASKS])
         tasks = list(TASKS.values())
         samples = [tasks[kind](self._rng, length, self._corpus) for kind in kinds]
-        tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
-        weights = torch.from_numpy(np.stack([sample.weights for sample in samples]))
+        tokens, weights = stacked(samples, "tokens", "weights")
         return tokens, weights, kinds
 
 

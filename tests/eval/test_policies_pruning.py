@@ -1,4 +1,4 @@
-"""Rivals that prune or sample: each against a case worked out by hand, all against shared rules."""
+"""Policies that prune or sample: each by a case worked out by hand, all by shared rules."""
 
 import math
 from dataclasses import replace
@@ -10,12 +10,13 @@ from sift_attention.eval.policies import Rows, families
 from sift_attention.eval.policies.blasst import BLASST
 from sift_attention.eval.policies.corm import CORM
 from sift_attention.eval.policies.h2o import H2O
+from sift_attention.eval.policies.random_rows import RandomRows
 from sift_attention.eval.policies.santa import SANTA
 from sift_attention.eval.policies.streaming_llm import StreamingLLM
 from sift_attention.eval.policies.top_theta import TopTheta
 
 EVICTING = ["StreamingLLM", "H2O", "CORM"]
-NAMES = ["BLASST", "Top-theta", "SANTA", *EVICTING]
+NAMES = ["BLASST", "Top-theta", "SANTA", "random rows", *EVICTING]
 SETTINGS = [policy for name in NAMES for policy in families()[name]]
 NUM_HEADS, NUM_TOKENS, NUM_STEPS = 4, 300, 100
 
@@ -208,6 +209,32 @@ def test_santa_repeats_itself_and_only_itself():
         (SANTA(0.1), random_rows(head=1)),
     ):
         assert not torch.equal(weights, policy.read(other).weights)
+
+
+def test_random_rows_are_the_newest_and_any_other_for_all_heads():
+    heads = [[0.4, 0.1, 0.2, 0.3], [0.3, 0.2, 0.1, 0.4]]
+    chosen = []
+    for seed in range(600):
+        read = RandomRows(fraction=0.5, seed=seed).read(last_query(*heads))  # two of four rows
+        assert (read.v_rows.item(), read.k_rows.item()) == (2, 4)
+        left = (1.0 - read.kept_mass) / 4  # every row's share of the dropped mass
+        drawn = read.weights[:, 0] - left > 0.05
+        assert torch.equal(drawn[0], drawn[1])
+        assert drawn[0, 3]
+        expected = left + torch.tensor(heads) * drawn
+        torch.testing.assert_close(read.weights[:, 0], expected)
+        chosen.append(drawn[0].nonzero()[0].item())
+    assert all(150 <= chosen.count(row) <= 250 for row in range(3))  # four standard deviations
+
+
+def test_random_rows_are_drawn_anew_for_every_step_layer_and_head():
+    rows = random_rows(q=torch.ones(1, NUM_TOKENS, 16), k=torch.ones(NUM_TOKENS, 16))
+    used = RandomRows(0.1).read(rows).weights[0] > rows.p[0]  # all rows are equally probable
+    assert not torch.equal(used[0, :200], used[1, :200])
+    weights = RandomRows(0.1).read(random_rows()).weights
+    assert torch.equal(weights[:, -7:], RandomRows(0.1).read(random_rows(num_steps=7)).weights)
+    for other in (random_rows(layer=1), random_rows(head=1)):
+        assert not torch.equal(RandomRows(0.1).read(other).weights, weights)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -200,10 +200,13 @@ def test_families_are_found_by_name_in_any_case_and_by_file(asked):
         ({"drift": 100}, "--drift runs the settings of --stepwise, got none"),
         ({"lengths": (512, 511)}, "--lengths must be at least 512, got 511"),
         ({"lengths": (512, 512)}, "--lengths must be each named once, got 512,512"),
-        ({"lengths": (1025,)}, "--lengths must fit the 1024 positions of the model, got 1025"),
+        (
+            {"lengths": (1025,)},
+            "--lengths must be at most the 1024 positions of the model",
+        ),
         (
             {"drift": 513, "stepwise": ("default",)},
-            "--drift must fit the 1024 positions of the model, got 1025",
+            "--drift must be at most 512 steps, after 512 tokens in 1024 positions, got 513",
         ),
         ({"seeds": 0}, "--seeds must be at least 1, got 0"),
         ({"seed": -1}, "--seed must be at least 0, got -1"),
@@ -227,6 +230,11 @@ def test_folders_without_a_fitting_model_are_refused(asked, tmp_path):
     transformers.ReformerConfig(is_decoder=True).save_pretrained(tmp_path)
     with pytest.raises(
         RefusedError, match="eval: model must attend through AttentionInterface, got Ref"
+    ):
+        replace(asked, model=tmp_path).check()
+    transformers.LlamaConfig(vocab_size=300, num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(
+        RefusedError, match="eval: --model must have a tokenizer or a vocab_size of 260, got 300 in"
     ):
         replace(asked, model=tmp_path).check()
     transformers.T5Config().save_pretrained(tmp_path)

@@ -5,11 +5,12 @@ import torch
 
 pytest.importorskip("transformers")
 import transformers
-from tiny_decoders import OPTIONS, Uniform, build, text_samples, tokens_of
+from tiny_decoders import OPTIONS, build, text_samples, tokens_of
 
 from sift_attention import SiftConfig
 from sift_attention.eval.policies.exact import Exact
-from sift_attention.eval.simulate import exact_logits, observe, simulate
+from sift_attention.eval.policies.sift import Sift
+from sift_attention.eval.simulate import Simulation, exact_logits, observe, simulate
 from sift_attention.eval.stepwise import stepwise
 
 LENGTH, STEPS = 96, 40
@@ -32,7 +33,7 @@ def tokens():
 
 
 def test_simulated_steps_equal_those_of_the_operator(model, tokens):
-    simulated = simulate(model, tokens, STEPS, Uniform(1.5))
+    simulated = simulate(model, tokens, STEPS, Sift(1.5))
     stepped = stepwise(model, tokens, STEPS, SIFTED)
     torch.testing.assert_close(simulated.logits, stepped.logits, rtol=1e-3, atol=1e-3)
     assert simulated.num_keys == stepped.num_keys == range(LENGTH - STEPS + 1, LENGTH + 1)
@@ -56,16 +57,33 @@ def test_exact_steps_equal_the_model_and_dropping_changes_it(model, tokens):
     for reads in simulated.layers.values():
         assert torch.equal(reads.v_rows, reads.k_rows)
         assert reads.dropped_mass.max() < 1e-5
-    sifted = simulate(model, tokens, STEPS, Uniform(1.5)).logits
+    sifted = simulate(model, tokens, STEPS, Sift(1.5)).logits
     assert (sifted - exact).abs().max() > 0.05
+
+
+def test_one_reading_of_the_prompt_serves_any_number_of_policies(model, tokens):
+    seen = []
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda _, arguments, __: seen.append(arguments[0].shape[1])
+    )
+    simulation = Simulation(model, tokens, STEPS)
+    found = [simulation.decode(policy) for policy in (Sift(4.0), Exact(), Sift(1.5))]
+    hook.remove()
+    assert seen == [LENGTH - STEPS, STEPS, STEPS, STEPS]
+    for decoded, policy in zip(found, (Sift(4.0), Exact(), Sift(1.5)), strict=True):
+        alone = simulate(model, tokens, STEPS, policy)
+        assert torch.equal(decoded.logits, alone.logits)
+        for layer, reads in decoded.layers.items():
+            assert torch.equal(reads.v_rows, alone.layers[layer].v_rows)
+            assert torch.equal(reads.dropped_mass, alone.layers[layer].dropped_mass)
 
 
 def test_errors_of_a_step_reach_later_steps_but_not_earlier_ones(tokens):
     model = build()
-    all_steps = simulate(model, tokens, STEPS, Uniform(4.0)).logits
-    last_step = simulate(model, tokens, 1, Uniform(4.0)).logits
+    all_steps = simulate(model, tokens, STEPS, Sift(4.0)).logits
+    last_step = simulate(model, tokens, 1, Sift(4.0)).logits
     assert (all_steps[:, -1:] - last_step).abs().max() > 1e-3
-    shorter = simulate(model, tokens[:, :-10], STEPS - 10, Uniform(4.0)).logits
+    shorter = simulate(model, tokens[:, :-10], STEPS - 10, Sift(4.0)).logits
     torch.testing.assert_close(all_steps[:, :-10], shorter, rtol=1e-3, atol=1e-3)
 
 

@@ -1,13 +1,10 @@
-"""Tiny random decoders with sharp attention, a uniform policy and samples, for tests."""
-
-from dataclasses import dataclass
+"""Tiny random decoders with sharp attention, and samples, for tests."""
 
 import numpy as np
 import torch
 import transformers
 
-from sift_attention.eval.policies.base import Policy, attend, shared
-from sift_attention.eval.tokens import Sample
+from sift_attention.eval.tokens import Sample, stacked
 
 VOCABULARY = 64
 SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
@@ -56,22 +53,6 @@ def build(config="LlamaConfig"):
     return model
 
 
-@dataclass(frozen=True)
-class Uniform(Policy):
-    """Rows with more than c times uniform attention in any head, or else the group's largest."""
-
-    source = "SiftConfig(threshold='uniform')"
-    c: float
-
-    def read(self, rows):
-        used = shared(rows.p > self.c / rows.lengths[:, None])
-        best = rows.p.amax(0)
-        largest = torch.zeros_like(best, dtype=torch.bool).scatter_(
-            -1, best.argmax(-1, keepdim=True), True
-        )
-        return attend(rows, used | (~used.any(-1, keepdim=True) & largest), "mean")
-
-
 def text_samples(num_samples, length, seed=0):
     """Random tokens that are scored as text is: all but the first."""
     rng = np.random.default_rng(seed)
@@ -83,4 +64,4 @@ def text_samples(num_samples, length, seed=0):
 
 
 def tokens_of(samples):
-    return torch.from_numpy(np.stack([sample.tokens for sample in samples]))
+    return stacked(samples, "tokens")[0]

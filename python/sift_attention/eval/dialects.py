@@ -45,19 +45,30 @@ def tasks_of(model_folder: str | Path, split: Split = "held_out") -> dict[str, D
         ValueError: the folder has no tokenizer, and the model does not read `VOCAB_SIZE` tokens.
     """
     folder = Path(model_folder)
-    if any((folder / name).exists() for name in _TOKENIZER_FILES):
+    check_vocabulary("tasks_of: model_folder", folder)
+    if _has_tokenizer(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         pieces = Pieces(tokenizer, split)
         return {name: _drawing(PROMPTS[name], pieces) for name in EVALUATION_TASKS}
+    corpus = read_standard_library(split)
+    return {name: _drawing(task, corpus) for name, task in EVALUATION_TASKS.items()}
+
+
+def check_vocabulary(argument: str, folder: Path) -> None:
+    """Refuse, as the value of `argument`, a model whose tokens the tasks cannot be told in."""
+    if _has_tokenizer(folder):
+        return
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     vocab_size = config.get_text_config().vocab_size
     if vocab_size != VOCAB_SIZE:
         raise ValueError(
-            f"tasks_of: model_folder must have a tokenizer or a vocab_size of {VOCAB_SIZE}, "
+            f"{argument} must have a tokenizer or a vocab_size of {VOCAB_SIZE}, "
             f"got {vocab_size} in {folder}"
         )
-    corpus = read_standard_library(split)
-    return {name: _drawing(task, corpus) for name, task in EVALUATION_TASKS.items()}
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _TOKENIZER_FILES)
 
 
 def _drawing(task: Callable[[np.random.Generator, int, T], Sample], material: T) -> Draw:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -15,7 +14,7 @@ from ..hf.enable import enabled
 from .measure import Comparison, compare, summary
 from .simulate import check_tokens, keep_logits
 from .stepwise import SiftedSteps
-from .tokens import Sample
+from .tokens import Sample, stacked
 
 _PIECE = 256  # steps whose logits are held
 
@@ -43,7 +42,7 @@ def drift(
     Returns:
         dict: as `measure.measure` returns it; by_step tells the drift.
     """
-    tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
+    (tokens,) = stacked(samples, "tokens")
     check_tokens("drift", tokens, num_steps)
     length = tokens.shape[1]
     start = length - num_steps

@@ -19,7 +19,7 @@ from ..hf.enable import enabled
 from .measure import mean, traffic
 from .simulate import check_tokens
 from .stepwise import SiftedSteps, Steps
-from .tokens import Sample
+from .tokens import Sample, stacked
 
 
 @torch.inference_mode()
@@ -55,10 +55,7 @@ def free_running(
           exact one.
         - v_fraction and what else `measure.traffic` returns: of the sifted model.
     """
-    tokens, scored, answers = (
-        torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
-        for name in ("tokens", "scored", "answers")
-    )
+    tokens, scored, answers = stacked(samples, "tokens", "scored", "answers")
     check_tokens("free_running", tokens, num_steps)
     prompt = tokens[:, :-num_steps]
     exact = _generate(Steps(model, prompt).take, tokens, scored, num_steps, progress)

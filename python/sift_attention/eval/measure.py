@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .decoded import Decoded, Reads
-from .tokens import Sample
+from .tokens import Sample, stacked
 
 _NUM_STRETCHES = 8  # of steps
 _NUM_FIFTHS = 5  # of the context
@@ -96,8 +96,9 @@ def measure(samples: Sequence[Sample], exact: Tensor, decoded: Decoded) -> dict[
           place of the context, by the fifth of the context it lies in, with the fifth's middle.
     """
     num_steps = exact.shape[1]
-    tokens = torch.from_numpy(np.stack([sample.tokens[-num_steps + 1 :] for sample in samples]))
-    found = compare(exact[:, :-1], decoded.logits[:, :-1], tokens.to(exact.device))
+    (tokens,) = stacked(samples, "tokens")
+    targets = tokens[:, -num_steps + 1 :].to(exact.device)
+    found = compare(exact[:, :-1], decoded.logits[:, :-1], targets)
     return summary(samples, found, decoded.num_keys, decoded.layers)
 
 
@@ -118,8 +119,7 @@ def summary(
     num_steps = len(num_keys)
     first = len(samples[0].tokens) - num_steps + 1  # token that the first step predicts
     targets, answers, sources, scored = (
-        torch.from_numpy(np.stack([getattr(sample, name)[first:] for sample in samples]))
-        for name in ("tokens", "answers", "sources", "scored")
+        whole[:, first:] for whole in stacked(samples, "tokens", "answers", "sources", "scored")
     )
     position = torch.arange(first, first + targets.shape[1])
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..hf.enable import check_attention
 from .cells import DRIFT_PROMPT, MIN_LENGTH, file_of, operator_settings
+from .dialects import check_vocabulary
 from .policies import families
 from .tasks import EVALUATION_TASKS
 
@@ -133,19 +134,20 @@ class Options:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
             check_attention(model, "eval")
+            check_vocabulary("eval: --model", folder)
         except ValueError as error:
             sentence = str(error).partition("\n")[0]
             raise RefusedError(
                 sentence if sentence.startswith("eval") else f"eval: {sentence}"
             ) from error
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-        drift = DRIFT_PROMPT + self.drift if self.drift else 0
-        for name, length in (*(("--lengths", n) for n in self.lengths), ("--drift", drift)):
-            if positions is not None and length > positions:
-                raise RefusedError(
-                    f"eval: {name} must fit the {positions} positions of the model, got "
-                    f"{length} tokens"
-                )
+        if positions is not None:
+            most = f"at most the {positions} positions of the model"
+            for length in self.lengths:
+                _require("--lengths", length, most, length <= positions)
+            room = max(0, positions - DRIFT_PROMPT)
+            most = f"at most {room} steps, after {DRIFT_PROMPT} tokens in {positions} positions"
+            _require("--drift", self.drift, most, self.drift <= room)
         return model
 
 

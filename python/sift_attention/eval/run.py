@@ -84,6 +84,7 @@ class _Plan:
     def __init__(self, options: Options, store: Store) -> None:
         self._options = options
         self._store = store
+        self._known: dict[Cell, Result] = {}  # of the exact cells
         seeds = range(options.seed, options.seed + options.seeds)
         self.first = exact_cells(options.tasks, options.lengths, seeds, options.sequences)
         simulated = settings(options.family_names)
@@ -141,7 +142,9 @@ class _Plan:
         found: dict[tuple[str, int], list[Result] | None] = {}
         for cell in self.first:
             key = (cell.group.task, cell.group.length)
-            result = self._store.load(cell)
+            result = self._known.get(cell) or self._store.load(cell)
+            if result is not None:
+                self._known[cell] = result
             so_far = found.setdefault(key, [])
             found[key] = None if result is None or so_far is None else [*so_far, result]
         return found

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from .tokens import Sample
+from .tokens import Sample, stacked
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ def score(model: Any, samples: Sequence[Sample], batch_size: int = 4) -> Score:
     total_nats, num_tokens, num_right, num_answers = 0.0, 0, 0, 0
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
-        tokens = torch.from_numpy(np.stack([sample.tokens for sample in batch])).to(model.device)
-        answers = torch.from_numpy(np.stack([sample.answers for sample in batch])).to(model.device)
+        tokens, answers = (t.to(model.device) for t in stacked(batch, "tokens", "answers"))
         logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
         targets, asked = tokens[:, 1:], answers[:, 1:]
         total_nats += float(cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))

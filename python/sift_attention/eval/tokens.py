@@ -1,10 +1,12 @@
 """Byte tokens with four marks, and the sample that every task generates from them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 BOS = 256  # begins every sequence
 SEP = 257  # between a key and its value; ends the list of pairs of `mqar`
@@ -40,6 +42,13 @@ class Sample:
 
 
 Task = Callable[[np.random.Generator, int, NDArray[np.uint8]], Sample]
+
+
+def stacked(samples: Sequence[Sample], *names: str) -> tuple[Tensor, ...]:
+    """Arrays of samples of equal length, by name: a tensor [B, T] each, as "tokens", "scored"."""
+    return tuple(
+        torch.from_numpy(np.stack([getattr(sample, name) for sample in samples])) for name in names
+    )
 
 
 def encode(text: str) -> NDArray[np.int64]:

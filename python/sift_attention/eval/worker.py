@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
@@ -28,9 +27,9 @@ from .guard import order0_entropy
 from .measure import measure
 from .policies import Policy, Rows
 from .quantiles import predicted_quantiles
-from .simulate import exact_logits, observe, simulate
+from .simulate import Simulation, exact_logits, observe
 from .stepwise import stepwise
-from .tokens import Sample
+from .tokens import Sample, stacked
 
 _CALIBRATION_SEED = 7919  # the texts differ from the scored ones anyway
 
@@ -69,6 +68,7 @@ class Evaluator:
         self._folder = spec.folder
         self._tasks = tasks_of(spec.folder)
         self._group: Group | None = None
+        self._simulation: Simulation | None = None
         self._observed: tuple[int, dict[tuple[int, int], list[Rows]]] | None = None
         self._calibrated: dict[tuple[int, str], Policy] = {}
 
@@ -89,7 +89,7 @@ class Evaluator:
             decoded = stepwise(self._model, self._tokens, num_steps, _config(cell), progress=False)
         else:
             policy = self._calibrate(cell.policy, group.length)
-            decoded = simulate(self._model, self._tokens, num_steps, policy)
+            decoded = self._simulated().decode(policy)
         result = measure(self._samples, self._exact, decoded)
         if cell.family == "exact":
             result["order0_bits"] = _order0_bits(self._samples, group.start)
@@ -100,9 +100,17 @@ class Evaluator:
         if group == self._group:
             return
         self._samples = self._draw(group)
-        self._tokens = _stack(self._samples)
+        (self._tokens,) = stacked(self._samples, "tokens")
+        self._simulation = None
         self._exact = exact_logits(self._model, self._tokens, group.length - group.start)
         self._group = group
+
+    def _simulated(self) -> Simulation:
+        """The sequences of the group, whose prompt is read when the first policy needs it."""
+        if self._simulation is None:
+            num_steps = self._exact.shape[1]
+            self._simulation = Simulation(self._model, self._tokens, num_steps)
+        return self._simulation
 
     def _draw(self, group: Group) -> list[Sample]:
         rng = np.random.default_rng([group.seed, group.length, zlib.crc32(group.task.encode())])
@@ -127,7 +135,8 @@ class Evaluator:
         observed: dict[tuple[int, int], list[Rows]] = {}
         for name, draw in tasks_of(self._folder, "train").items():
             rng = np.random.default_rng([_CALIBRATION_SEED, length, zlib.crc32(name.encode())])
-            seen = observe(self._model, _stack([draw(rng, length)]), length - length // 2)
+            (tokens,) = stacked([draw(rng, length)], "tokens")
+            seen = observe(self._model, tokens, length - length // 2)
             for place, rows in seen.items():
                 observed.setdefault(place, []).extend(rows)
         return observed
@@ -171,10 +180,6 @@ def _config(cell: Cell) -> SiftConfig:
     if config is None:
         raise ValueError(f"eval: the operator must be able to run {cell.policy!r}, it is not")
     return config
-
-
-def _stack(samples: list[Sample]) -> Tensor:
-    return torch.from_numpy(np.stack([sample.tokens for sample in samples]))
 
 
 def _order0_bits(samples: list[Sample], start: int) -> float:

@@ -25,6 +25,9 @@ from sift_attention.config import SiftConfig
 
 Residual = Literal["mean", "mean of dropped", "renormalize", "none"]
 
+# Below this, what probabilities have left is too little for what remains to be told apart.
+_LEAST_MASS = 1e-30
+
 # Shares of the keys that a head keeps, for policies whose budget is such a share.
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.4)
 
@@ -60,10 +63,15 @@ class Rows:
         """Tokens of the prompt, N - R."""
         return self.k.shape[0] - self.num_steps
 
+    @property
+    def tokens(self) -> Tensor:
+        """Positions of the decode steps: int64 [R]."""
+        return torch.arange(self.start, self.k.shape[0], device=self.k.device)
+
     @cached_property
     def lengths(self) -> Tensor:
         """Attended keys of every step, S: int64 [R]."""
-        return torch.arange(self.start + 1, self.k.shape[0] + 1, device=self.k.device)
+        return self.tokens + 1
 
     @cached_property
     def attended(self) -> Tensor:
@@ -73,7 +81,12 @@ class Rows:
     @cached_property
     def p(self) -> Tensor:
         """Exact probabilities of the decode steps: float32 [G, R, N]; 0 where not attended."""
-        return self.probabilities(torch.arange(self.start, self.k.shape[0], device=self.k.device))
+        return self.probabilities(self.tokens)
+
+    @cached_property
+    def mass(self) -> Tensor:
+        """Sum of `p` over the keys: float32 [G, R]; less than 1 where there are sinks."""
+        return self.p.sum(-1)
 
     def scores(self, tokens: Tensor) -> Tensor:
         """Scores before the softmax of the queries of some tokens, prompt or not.
@@ -84,14 +97,27 @@ class Rows:
         Returns:
             Tensor[G, M, N]: float32; -inf where a key is not attended.
         """
-        scores = (self.q[:, tokens] @ self.k.T).mul_(self.scale)
-        if self.softcap > 0.0:
-            scores.div_(self.softcap).tanh_().mul_(self.softcap)
-        later = torch.arange(self.k.shape[0], device=self.k.device) > tokens[:, None]
-        # On a CPU a sum takes a tenth of the time of masked_fill.
-        return scores.add_(
-            torch.zeros(later.shape, device=later.device).masked_fill_(later, -torch.inf)
-        )
+        return self.scores_of(self.q[:, tokens], self.k, tokens)
+
+    def scores_of(self, q: Tensor, k: Tensor, tokens: Tensor) -> Tensor:
+        """Scores of other queries and keys, such as sketches of these, as the model makes them.
+
+        Args:
+            q (Tensor[H, M, E], float32): of any number of heads.
+            k (Tensor[N, E], float32): of all tokens, or of the first ones up to the last query.
+            tokens (Tensor[M], int64): positions of the queries.
+
+        Returns:
+            Tensor[H, M, N]: as of `scores`.
+        """
+        later = torch.arange(len(k), device=k.device) > tokens[:, None]
+        hidden = torch.zeros(later.shape, device=k.device).masked_fill_(later, -torch.inf)
+        hidden = hidden.expand(len(q), -1, -1)
+        # On a CPU a product that adds takes half the time of product, scale and sum.
+        if self.softcap == 0.0:
+            return torch.baddbmm(hidden, q, k.T.expand(len(q), -1, -1), alpha=self.scale)
+        scores = (q @ k.T).mul_(self.scale / self.softcap)
+        return hidden.add(scores.tanh_(), alpha=self.softcap)
 
     def probabilities(self, tokens: Tensor) -> Tensor:
         """Exact probabilities, float32 [G, M, N]; arguments as of `scores`."""
@@ -164,8 +190,8 @@ def attend(
 
     Args:
         rows: the decode steps.
-        used (Tensor[G, R, N], bool): the value rows that each query head uses. Where a head uses
-            none, it gets its largest key.
+        used (Tensor[G, R, N], or [1, R, N] for all heads, bool): the value rows that each query
+            head uses. Where a head uses none, it gets its largest key.
         residual: what stands in for the others: "mean" adds the dropped mass times the mean of all
             attended value rows, "mean of dropped" times the mean of those that were not used,
             "renormalize" divides by the used mass, "none" does nothing.
@@ -177,16 +203,16 @@ def attend(
     used = used & rows.attended
     empty = ~any_of(used, -1)[..., None]
     if empty.any():
-        largest = torch.zeros_like(used).scatter_(-1, rows.p.argmax(-1, keepdim=True), True)
+        largest = torch.zeros_like(rows.p, dtype=torch.bool)
+        largest.scatter_(-1, rows.p.argmax(-1, keepdim=True), True)
         used = used | (empty & largest)
-    weights = used.float().mul_(rows.p)
+    weights = rows.p * used.float()
     kept_mass = weights.sum(-1)
-    mass = rows.p.sum(-1)
     if residual == "renormalize":
-        weights.mul_((mass / kept_mass)[..., None])
+        weights.mul_((rows.mass / kept_mass)[..., None])
     elif residual != "none":
         replaced = (rows.attended if residual == "mean" else rows.attended & ~used).float()
-        dropped = (mass - kept_mass).clamp(min=0.0) / replaced.sum(-1).clamp(min=1.0)
+        dropped = (rows.mass - kept_mass).clamp(min=0.0) / replaced.sum(-1).clamp(min=1.0)
         weights.addcmul_(dropped[..., None], replaced)
     return Read(
         weights,
@@ -196,9 +222,27 @@ def attend(
     )
 
 
+def softmax_over(rows: Rows, used: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over some keys alone: the others leave the denominator, too.
+
+    Args:
+        rows: the decode steps.
+        used (Tensor[G, R, N], or [1, R, N] for all heads, bool): attended keys, at least one.
+
+    Returns:
+        tuple: weights [G, R, N], and the exact probability of the keys used [G, R].
+    """
+    weights = rows.p * used.float()
+    kept_mass = weights.sum(-1)
+    if rows.sinks is None and kept_mass.amin() > _LEAST_MASS:
+        return weights.div_(kept_mass[..., None]), kept_mass
+    hidden = torch.zeros(used.shape, device=used.device).masked_fill_(~used, -torch.inf)
+    return rows.softmax(rows.scores(rows.tokens).add_(hidden)), kept_mass
+
+
 def shared(used: Tensor) -> Tensor:
-    """Every head uses the rows that any head of its group wants: bool [G, R, N] to the same."""
-    return any_of(used, 0).expand_as(used)
+    """The rows that any head of the group wants, for all to use: bool [G, R, N] to [1, R, N]."""
+    return any_of(used, 0)[None]
 
 
 def any_of(mask: Tensor, dim: int) -> Tensor:

@@ -50,9 +50,7 @@ class BLASST(Policy):
 
 FAMILIES = {
     "BLASST": [
-        BLASST(256.0),
         BLASST(1024.0),
-        BLASST(512.0, tile=16),
         BLASST(1024.0, tile=16),
         BLASST(1024.0, tile=8),
     ]

@@ -62,4 +62,4 @@ class CORM(Policy):
         return any_of(p >= self.factor / num_keys, 0)
 
 
-FAMILIES = {"CORM": [CORM(), CORM(2.0), CORM(4.0), CORM(16.0), CORM(16.0, window=1 / 64)]}
+FAMILIES = {"CORM": [CORM(), CORM(4.0), CORM(16.0, window=1 / 64)]}

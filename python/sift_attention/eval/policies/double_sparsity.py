@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Policy, Read, Rows, largest
-from .selected import attend_selected, attended_only, share
+from .selected import attend_selected, share
 
 _ELEMENT_BITS = 16
 
@@ -67,8 +67,9 @@ class DoubleSparsity(Policy):
                 f"layer {rows.layer}, head {rows.head}"
             )
         channels = self.channels[place]
-        estimate = rows.q[:, rows.start :, channels] @ quantized(rows.k[:, channels], self.bits).T
-        used = largest(attended_only(rows, estimate), share(rows.lengths, self.fraction))
+        labels = quantized(rows.k[:, channels], self.bits)
+        estimate = rows.scores_of(rows.q[:, rows.start :, channels], labels, rows.tokens)
+        used = largest(estimate, share(rows.lengths, self.fraction))
         label = (len(channels) * self.bits / _ELEMENT_BITS + 2.0) / rows.k.shape[1]
         return attend_selected(rows, used, summaries=label * rows.lengths)
 
@@ -87,6 +88,4 @@ def quantized(label: Tensor, bits: int) -> Tensor:
     return torch.addcmul(low, levels, step)
 
 
-FAMILIES = {
-    "Double Sparsity": [DoubleSparsity(fraction) for fraction in (0.35, 0.2, 0.1, 0.04, 0.012)]
-}
+FAMILIES = {"Double Sparsity": [DoubleSparsity(fraction) for fraction in (0.3, 0.1, 0.04, 0.012)]}

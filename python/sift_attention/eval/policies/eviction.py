@@ -7,13 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .base import Read, Rows
+from .base import Read, Rows, softmax_over
 
 # Shares of the prompt that a cache of fixed size holds; it reads a smaller share as the text grows.
-CACHE_SHARES = (0.7, 0.4, 0.2, 0.1, 0.05)
-
-# Below this, what probabilities have left is too little for what remains to be told apart.
-_LEAST_MASS = 1e-30
+CACHE_SHARES = (0.7, 0.25, 0.06)
 
 
 def attend_remaining(rows: Rows, used: Tensor) -> Read:
@@ -25,14 +22,7 @@ def attend_remaining(rows: Rows, used: Tensor) -> Read:
             attended at least one.
     """
     used = used & rows.attended
-    weights = used.float() * rows.p
-    kept_mass = weights.sum(-1)
-    if rows.sinks is None and kept_mass.amin() > _LEAST_MASS:
-        weights.div_(kept_mass[..., None])
-    else:
-        tokens = torch.arange(rows.start, rows.k.shape[0], device=rows.k.device)
-        hidden = torch.zeros_like(rows.p[0]).masked_fill_(~used, -torch.inf)
-        weights = rows.softmax(rows.scores(tokens).add_(hidden))
+    weights, kept_mass = softmax_over(rows, used[None])
     num_used = used.sum(-1, dtype=torch.float32)
     return Read(weights, v_rows=num_used, k_rows=num_used, kept_mass=kept_mass)
 
@@ -48,7 +38,7 @@ def attend_evicting(
         after_step: called as `after_step(token, p, evicted)` after the step of a token, with the
             probabilities p [G, N] over the keys that remained; evicts by writing -inf.
     """
-    scores = rows.scores(torch.arange(rows.start, rows.k.shape[0], device=rows.k.device))
+    scores = rows.scores(rows.tokens)
     weights = torch.zeros_like(scores)
     history = torch.zeros_like(scores[0])
     for step in range(rows.num_steps):

@@ -10,7 +10,7 @@ from torch import Tensor
 from .base import Policy, Read, Rows
 from .eviction import CACHE_SHARES, attend_evicting
 
-_QUERIES_AT_ONCE = 256  # of the prompt; bounds the memory that its probabilities take
+_QUERIES_AT_ONCE = 128  # of the prompt; bounds the memory that its probabilities take
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class H2O(Policy):
         num_heavy = max(1, round(self.share * rows.start) - num_recent)
         gathered = torch.zeros_like(rows.k[:, 0])
         for tokens in torch.arange(rows.start, device=rows.k.device).split(_QUERIES_AT_ONCE):
-            gathered += rows.probabilities(tokens).sum((0, 1))
+            end = int(tokens[-1]) + 1
+            scores = rows.scores_of(rows.q[:, tokens], rows.k[:end], tokens)
+            gathered[:end] += rows.softmax(scores).sum((0, 1))
 
         evicted = torch.zeros_like(gathered)
         surplus = rows.start - num_recent - num_heavy

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Policy, Read, Rows, largest
-from .selected import attend_selected, attended_only, share, sketch_dims
+from .selected import attend_selected, share, sketch_dims
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class Loki(Policy):
                 f"Loki.read: policy must be calibrated for layer {rows.layer}, head {rows.head}"
             )
         components = self.components[place]
-        estimate = (rows.q[:, rows.start :] @ components) @ (rows.k @ components).T
-        used = largest(attended_only(rows, estimate), share(rows.lengths, self.fraction))
+        q, k = rows.q[:, rows.start :] @ components, rows.k @ components
+        estimate = rows.scores_of(q, k, rows.tokens)
+        used = largest(estimate, share(rows.lengths, self.fraction))
         return attend_selected(
             rows, used, summaries=components.shape[1] / rows.k.shape[1] * rows.lengths
         )
@@ -73,4 +74,4 @@ class Loki(Policy):
         return vectors[:, -num_dims:].to(k.dtype)  # of largest variance
 
 
-FAMILIES = {"Loki": [Loki(fraction) for fraction in (0.25, 0.15, 0.08, 0.03, 0.01)]}
+FAMILIES = {"Loki": [Loki(fraction) for fraction in (0.2, 0.1, 0.04, 0.015)]}

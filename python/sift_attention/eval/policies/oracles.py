@@ -79,7 +79,7 @@ class TrueQuantile(Policy):
 
 
 FAMILIES = {
-    "oracle top-k": [TopK(fraction) for fraction in (0.2, 0.1, 0.05, 0.02, 0.01)],
-    "oracle top-p": [TopP(dropped) for dropped in (0.1, 0.2, 0.4, 0.6, 0.8)],
-    "true quantile": [TrueQuantile(quantile) for quantile in (0.8, 0.9, 0.95, 0.98, 0.99)],
+    "oracle top-k": [TopK(fraction) for fraction in (0.12, 0.05, 0.02, 0.01)],
+    "oracle top-p": [TopP(dropped) for dropped in (0.25, 0.5, 0.85)],
+    "true quantile": [TrueQuantile(quantile) for quantile in (0.88, 0.95, 0.985)],
 }

@@ -56,10 +56,10 @@ def read_above(rows: Rows, used: Tensor) -> Read:
         used (Tensor[G, R, N], bool): the rows that each head uses.
     """
     used = used & rows.attended
-    weights = rows.p * used
+    weights = rows.p * used.float()
     return Read(
         weights,
-        v_rows=any_of(used, 0).sum(-1).float(),
+        v_rows=any_of(used, 0).sum(-1, dtype=torch.float32),
         k_rows=rows.lengths.float(),
         kept_mass=weights.sum(-1),
     )
@@ -82,7 +82,7 @@ def fit_log_log(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 FAMILIES = {
-    "paper": [Paper(quantile) for quantile in (0.5, 0.9, 0.98, 0.995, 0.998)],
-    "paper, 64 steps": [Paper(quantile, warmup_steps=64) for quantile in (0.9, 0.98, 0.998)],
-    "paper over lengths": [Paper(quantile, over="length") for quantile in (0.5, 0.9, 0.98)],
+    "paper": [Paper(quantile) for quantile in (0.5, 0.95, 0.998)],
+    "paper, 64 steps": [Paper(quantile, warmup_steps=64) for quantile in (0.95, 0.998)],
+    "paper over lengths": [Paper(quantile, over="length") for quantile in (0.5, 0.98)],
 }

@@ -91,9 +91,9 @@ def quantiles(rows: Rows, lengths: Sequence[int], quantile: float) -> Tensor:
     )
 
 
-_QUANTILES = (0.88, 0.94, 0.97, 0.985)
+_QUANTILES = (0.92, 0.97, 0.985, 0.995)
 
 FAMILIES = {
-    "sift, fitted": [PromptFitted(quantile) for quantile in (*_QUANTILES, 0.995)],
+    "sift, fitted": [PromptFitted(quantile) for quantile in _QUANTILES],
     "sift, fitted slope": [PromptFitted(quantile, slope="fit") for quantile in _QUANTILES],
 }

@@ -53,4 +53,4 @@ class Quest(Policy):
         return attend_selected(rows, used, summaries=2.0 * newest)
 
 
-FAMILIES = {"Quest": [Quest(fraction) for fraction in (0.4, 0.25, 0.15, 0.08, 0.03)]}
+FAMILIES = {"Quest": [Quest(fraction) for fraction in (0.4, 0.12, 0.03)]}

@@ -78,12 +78,12 @@ class RetroInfer(Policy):
         near = exists & (rank < num_read[:, None])
         middle = exists & ~near & (rank < num_ranked[:, None])
 
-        steady = rows.attended & ~exists[:, clusters.of_key]
-        used = steady | near[:, clusters.of_key]
-        estimates = by_centroid.masked_fill(~middle, -torch.inf)[..., clusters.of_key]
+        steady = rows.attended & ~exists.index_select(-1, clusters.of_key)
+        used = (steady | near.index_select(-1, clusters.of_key))[None]
+        estimates = by_centroid.masked_fill(~middle, -torch.inf).index_select(-1, clusters.of_key)
         num_sizes = near.sum(-1) + middle.sum(-1)
         summaries = num_clusters + middle.sum(-1) + num_sizes / rows.k.shape[1]
-        return attend_selected(rows, used.expand_as(estimates), summaries, estimates)
+        return attend_selected(rows, used, summaries, estimates)
 
     def _clusters(self, rows: Rows) -> Clusters:
         """Clusters of the prompt, then of every segment that leaves the window in time."""
@@ -125,7 +125,5 @@ def spherical_kmeans(k: Tensor, num_clusters: int, num_rounds: int = 10) -> tupl
 
 
 FAMILIES = {
-    "RetroInfer-style clusters": [
-        RetroInfer(fraction) for fraction in (0.6, 0.35, 0.2, 0.08, 0.018)
-    ]
+    "RetroInfer-style clusters": [RetroInfer(fraction) for fraction in (0.6, 0.2, 0.08, 0.018)]
 }

@@ -57,4 +57,4 @@ class SANTA(Policy):
         return offsets[rows.start :].T[..., None].to(rows.k.device, torch.float64)
 
 
-FAMILIES = {"SANTA": [SANTA(fraction) for fraction in (0.8, 0.3, 0.1, 0.05, 0.02)]}
+FAMILIES = {"SANTA": [SANTA(fraction) for fraction in (0.25, 0.1, 0.05, 0.02)]}

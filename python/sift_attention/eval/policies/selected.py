@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Read, Rows, any_of
+from .base import Read, Rows, any_of, softmax_over
 
 
 def attend_selected(
@@ -15,7 +15,8 @@ def attend_selected(
 
     Args:
         rows: the decode steps.
-        used (Tensor[G, R, N], bool): attended keys that each query head selects, at least one.
+        used (Tensor[G, R, N], or [1, R, N] for all heads, bool): attended keys that each query
+            head selects, at least one.
         summaries (Tensor[R], float32): what the selection itself read, in rows.
         estimates (Tensor[G, R, N], float32, or None): scores with which other keys take part
             without being read; -inf for those that do not. None: no other key does.
@@ -23,27 +24,19 @@ def attend_selected(
     Returns:
         Read: a key that several heads of the group select is read once.
     """
-    scores = rows.scores(torch.arange(rows.start, rows.k.shape[0], device=rows.k.device))
-    others = scores.new_tensor(-torch.inf) if estimates is None else estimates
+    if estimates is None:
+        weights, kept_mass = softmax_over(rows, used)
+    else:
+        weights = rows.softmax(torch.where(used, rows.scores(rows.tokens), estimates))
+        kept_mass = (rows.p * used.float()).sum(-1)
     num_selected = any_of(used, 0).sum(-1, dtype=torch.float32)
-    return Read(
-        weights=rows.softmax(torch.where(used, scores, others)),
-        v_rows=num_selected,
-        k_rows=summaries + num_selected,
-        kept_mass=rows.softmax(scores).mul_(used).sum(-1),
-    )
+    return Read(weights, num_selected, summaries + num_selected, kept_mass)
 
 
 def scaled(rows: Rows, dots: Tensor) -> Tensor:
     """Scores of estimated products of queries and keys, of any shape, as the model makes them."""
     scores = rows.scale * dots
     return rows.softcap * torch.tanh(scores / rows.softcap) if rows.softcap > 0.0 else scores
-
-
-def attended_only(rows: Rows, estimate: Tensor) -> Tensor:
-    """Estimated scores [..., R, N] with -inf where a key is not attended; in place."""
-    # On a CPU a sum takes a tenth of the time of masked_fill.
-    return estimate.add_(torch.where(rows.attended, 0.0, -torch.inf))
 
 
 def share(total: Tensor, fraction: float, least: int = 1) -> Tensor:

@@ -55,24 +55,24 @@ def loaded(rows: Rows, wanted: Tensor, theta: Tensor) -> Tensor:
         theta (Tensor, broadcastable to [H, R]): thresholds; 0 loads every attended key.
 
     Returns:
-        Tensor[G, R, N]: bool; where nothing passes, the key with the largest value.
+        Tensor[1, R, N]: bool; where nothing passes, the key with the largest value.
     """
-    passed = any_of((wanted > theta[..., None]) | (theta == 0.0)[..., None], 0)[None]
-    passed = passed & rows.attended
+    theta = theta.masked_fill(theta == 0.0, -1.0)
+    passed = any_of(wanted > theta[..., None], 0)[None] & rows.attended
     empty = ~any_of(passed, -1)[..., None]
     if empty.any():
         best = wanted.amax(0, keepdim=True).argmax(-1, keepdim=True)
         passed = passed | (empty & torch.zeros_like(passed).scatter_(-1, best, True))
-    return passed.expand_as(rows.p)
+    return passed
 
 
-MULTIPLES = (0.7, 1.2, 2.0, 4.0, 8.0)
+MULTIPLES = (1.0, 2.0, 3.0, 6.5)
 
 FAMILIES = {
-    "sift": [Sift(c) for c in MULTIPLES],
+    "sift": [Sift(c) for c in sorted((*MULTIPLES, 1.5))],
     "sift, mean of dropped": [Sift(c, "mean of dropped") for c in MULTIPLES],
     "sift, renormalized": [Sift(c, "renormalize") for c in MULTIPLES],
-    "sift, nothing added": [Sift(c, "none") for c in MULTIPLES],
+    "sift, nothing added": [Sift(c, "none") for c in (1.0, 2.5, 6.5)],
     "sift, rows per head": [Sift(c, group="own") for c in MULTIPLES],
-    "sift, mean of heads": [Sift(c, group="mean") for c in (0.3, 0.5, 1.0, 1.5, 3.0)],
+    "sift, mean of heads": [Sift(c, group="mean") for c in (0.45, 0.8, 1.2, 2.2)],
 }

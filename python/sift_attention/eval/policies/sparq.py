@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .base import Policy, Read, Rows, largest
-from .selected import attend_selected, attended_only, scaled, share, sketch_dims
+from .selected import attend_selected, share, sketch_dims
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,20 @@ class SparQ(Policy):
         # Where a head is 0 in the dimensions of its group, so are its products.
         tiny = torch.finfo(q.dtype).tiny
         covered = part.abs().sum(-1) / q.abs().sum(-1).clamp(min=tiny)
-        dots = part @ rows.k.T / covered.clamp(min=tiny).sqrt()[..., None]
-        estimate = attended_only(rows, scaled(rows, dots))
+        part = part / covered.clamp(min=tiny).sqrt()[..., None]
+        estimate = rows.scores_of(part, rows.k, rows.tokens)
 
         count = share(rows.lengths, self.fraction)
-        age = rows.lengths[:, None] - 1 - torch.arange(rows.k.shape[0], device=q.device)
-        newest = (age >= 0) & (age < share(count, self.window_fraction)[:, None])
-        ranked = estimate.sum(0).masked_fill(newest, torch.inf)
-        used = largest(ranked, count).expand_as(estimate)
+        before = rows.lengths - share(count, self.window_fraction)
+        newest = rows.attended & (torch.arange(len(rows.k), device=q.device) >= before[:, None])
+        ranked = estimate.sum(0).masked_fill_(newest, torch.inf)
+        used = largest(ranked, count)[None]
 
         read = attend_selected(rows, used, summaries=num_dims / head_dim * rows.lengths + 1.0)
-        kept = (estimate.softmax(-1) * used).sum(-1, keepdim=True)
+        kept = estimate.softmax(-1).mul_(used.float()).sum(-1, keepdim=True)
         rest = (1.0 - kept) * read.weights.sum(-1, keepdim=True)  # a sum below 1 has a sink
         mean = rows.attended / rows.lengths[:, None]
         return replace(read, weights=torch.addcmul(kept * read.weights, rest, mean))
 
 
-FAMILIES = {"SparQ": [SparQ(fraction) for fraction in (0.5, 0.3, 0.15, 0.07, 0.03)]}
+FAMILIES = {"SparQ": [SparQ(fraction) for fraction in (0.4, 0.2, 0.1, 0.04)]}

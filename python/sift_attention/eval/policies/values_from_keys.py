@@ -43,7 +43,7 @@ class ValuesFromKeys(Policy):
     def read(self, rows: Rows) -> Read:
         """See Policy."""
         used = loaded(rows, rows.p, self.c / rows.lengths)
-        weights = rows.p * used
+        weights = rows.p * used.float()
         kept_mass = weights.sum(-1)
         left = rows.p - weights
         delta = left.sum(-1, keepdim=True)
@@ -54,7 +54,7 @@ class ValuesFromKeys(Policy):
         basis = self._basis(prompt, rows.v[: rows.start])
         # W = basis (prompt basis)^T v / start, so the rest are factors of the prompt's values.
         factors = (offset @ basis) @ (prompt @ basis).T / rows.start
-        weights += delta / rows.lengths[:, None] * rows.attended
+        weights.addcmul_(delta / rows.lengths[:, None], rows.attended.float())
         weights[..., : rows.start] += factors
         return Read(
             weights,

@@ -41,8 +41,7 @@ class YalisController(Policy):
 
     def read(self, rows: Rows) -> Read:
         """See Policy."""
-        newest = torch.arange(rows.start, rows.k.shape[0], device=rows.k.device)
-        is_newest = torch.arange(rows.k.shape[0], device=rows.k.device) == newest[:, None]
+        is_newest = torch.arange(rows.k.shape[0], device=rows.k.device) == rows.tokens[:, None]
         log_a = rows.p.new_zeros(rows.p.shape[0])
         b = torch.full_like(log_a, -1.0)
         kept, total = torch.zeros_like(log_a), 0.0
@@ -74,6 +73,4 @@ def update_interval(length: int) -> int:
     return _FIRST_INTERVAL << (length // _DOUBLING_FROM).bit_length()
 
 
-FAMILIES = {
-    "paper's later controller": [YalisController(quantile) for quantile in (0.5, 0.8, 0.9, 0.98)]
-}
+FAMILIES = {"paper's later controller": [YalisController(quantile) for quantile in (0.5, 0.98)]}
