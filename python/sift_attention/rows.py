@@ -31,7 +31,8 @@ class BatchRows:
         """Replace every row tensor by `change` of it, in place where the shape stays."""
         for name in self.ROW_TENSORS:
             tensor = getattr(self, name)
-            changed = change(tensor)
+            with torch.inference_mode(False):  # writable in any grad mode
+                changed = change(tensor)
             if changed.shape == tensor.shape:
                 tensor.copy_(changed)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 import sift_attention as sift
+from sift_attention.hf import growing_layer, huge_pages
 from sift_attention.hf.cache import GrowingLayer, SiftingCache, adopt
 from sift_attention.hf.stats import Totals
 
@@ -92,6 +94,92 @@ def test_copies_do_not_share_rows_that_come_later(both):
         other.update(other_k, other_v)
         assert torch.equal(other.keys, torch.cat([before, other_k], 2))
     assert torch.equal(ours.keys, torch.cat([before, k], 2))
+
+
+@pytest.mark.row(36)
+@pytest.mark.parametrize(
+    "change",
+    [lambda layer: layer.crop(-4), lambda layer: layer.reorder_cache(torch.tensor([1, 0]))],
+    ids=["crop", "reorder"],
+)
+def test_tensors_that_someone_holds_stay_as_they_are(both, change):
+    """A search that goes back to an earlier branch puts its keys and values back."""
+    update(both, 10)
+    update(both, 1)
+    ours = both[1]
+    held = ours.keys, ours.values
+    before = [rows.clone() for rows in held]
+    change(ours)
+    ours.update(*rows(3))
+    assert all(map(torch.equal, held, before))
+    ours.keys, ours.values = held
+    k, v = rows(1)
+    assert torch.equal(ours.update(k, v)[1], torch.cat([before[1], v], 2))
+
+
+@pytest.mark.row(36)
+def test_replaced_tensors_are_kept(both):
+    update(both, 10)
+    for layer in both:
+        layer.values = 2.0 * layer.values
+    update(both, 1)
+    for layer in both:
+        layer.keys = layer.keys.flip(2)
+    update(both, 1)
+    same(both)
+
+
+@pytest.mark.row(38)
+@pytest.mark.parametrize("held_rows", [10, 256], ids=["room", "full"])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(1, 2, 1, 8), (1, 2, 1, 8)],
+        [(4, 2, 1, 8), (4, 2, 1, 8)],
+        [(2, 1, 1, 8), (2, 1, 1, 8)],
+        [(2, 2, 1, 1), (2, 2, 1, 8)],
+    ],
+    ids=["one sequence", "more sequences", "heads", "head size"],
+)
+def test_rows_of_another_shape_are_refused(both, shapes, held_rows):
+    update(both, held_rows)
+    for layer in both:
+        with pytest.raises(RuntimeError, match="Sizes of tensors must match except in dimension 2"):
+            layer.update(*map(torch.randn, shapes))
+    same(both)
+    update(both, 1)
+
+
+@pytest.mark.row(38)
+def test_rows_of_another_dtype_are_not_rounded(both):
+    first = [row.bfloat16() for row in rows(10)]
+    for layer in both:
+        layer.update(*first)
+    update(both, 1)
+    update(both, 2)
+    assert both[1].keys.dtype == torch.float32
+
+
+@pytest.mark.row(40)
+@pytest.mark.parametrize("failing", [0, 1])
+def test_out_of_memory_while_growing(both, failing, monkeypatch):
+    update(both, 256)
+    same(both)
+    calls = []
+
+    def out_of_memory(*args):
+        calls.append(args)
+        if len(calls) == failing + 1:
+            raise torch.OutOfMemoryError
+        return huge_pages.empty(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(growing_layer, "huge_pages", SimpleNamespace(empty=out_of_memory))
+        with pytest.raises(torch.OutOfMemoryError):
+            both[1].update(*rows(300))
+    update(both, 1)
+    update(both, 300)
+    same(both)
 
 
 def test_a_reset_layer_is_empty(both):

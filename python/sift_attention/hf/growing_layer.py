@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -15,45 +16,37 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A dynamic cache layer whose buffers grow by half; the stock one copies all keys every step.
 
     `keys` and `values` are views of the first S rows of the buffers. The buffers belong to this
-    layer while `keys` is the view it handed out; whatever replaces `keys` (reorder, select, repeat)
-    makes the next update copy once.
+    layer while those are the views it handed out; whatever replaces them (reorder, select, repeat,
+    crop) makes the next update copy once, so that no row that someone may hold is written again.
     """
 
     # NOTE: never define `_layer_type` here: it would replace the library's layer for every model.
 
     keys: Any
     values: Any
-    _key_buffer: Tensor
-    _value_buffer: Tensor
-    _view: Tensor | None = None  # the keys that were handed out last
+    _buffers: tuple[Tensor, Tensor]
+    _views: tuple[Tensor | None, Tensor | None] = (None, None)  # keys and values handed out last
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values ([B, HK, R, D], [B, HK, R, DV]); return all of them."""
-        needs_grad = key_states.requires_grad or value_states.requires_grad
-        if torch.compiler.is_compiling() or (needs_grad and torch.is_grad_enabled()):
+        old, new = (self.keys, self.values), (key_states, value_states)
+        if torch.compiler.is_compiling() or _needs_grad(new) or not _fits(old, new):
             return super().update(key_states, value_states, *args, **kwargs)
-        keys, added = self.keys, key_states.shape[2]
-        is_owned = keys is not None and self._view is keys
-        length = keys.shape[2] if is_owned else self.get_seq_length()
-        if not is_owned or length == 0 or length + added > self._key_buffer.shape[2]:
-            self._key_buffer = _buffer(keys, key_states, length)
-            self._value_buffer = _buffer(self.values, value_states, length)
+        is_owned = self.keys is not None and all(map(operator.is_, self._views, old))
+        length = self.keys.shape[2] if is_owned else self.get_seq_length()
+        added = key_states.shape[2]
+        if not is_owned or length == 0 or length + added > self._buffers[0].shape[2]:
+            keys, values = (_buffer(*both, length) for both in zip(old, new, strict=True))
+            self._buffers = keys, values
             self.dtype, self.device = key_states.dtype, key_states.device
             self.is_initialized = True
-        self._key_buffer.narrow(2, length, added).copy_(key_states)
-        self._value_buffer.narrow(2, length, added).copy_(value_states)
-        self.keys = self._view = self._key_buffer.narrow(2, 0, length + added)
-        self.values = self._value_buffer.narrow(2, 0, length + added)
-        return self.keys, self.values
-
-    def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Drop the newest tokens; their rows in the buffers are free again."""
-        is_owned = self._view is self.keys
-        super().crop(*args, **kwargs)
-        if is_owned:
-            self._view = self.keys
+        for buffer, rows in zip(self._buffers, new, strict=True):
+            buffer.narrow(2, length, added).copy_(rows)
+        keys, values = (buffer.narrow(2, 0, length + added) for buffer in self._buffers)
+        self.keys, self.values = self._views = keys, values
+        return keys, values
 
     def reset(self) -> None:
         """Return to an empty layer."""
@@ -63,8 +56,28 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the buffers: a copy makes its own."""
-        buffers = ("_key_buffer", "_value_buffer", "_view")
-        return {name: value for name, value in self.__dict__.items() if name not in buffers}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_buffers", "_views")
+        }
+
+
+def _needs_grad(rows: tuple[Tensor, Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in rows)
+
+
+def _fits(old: tuple[Tensor | None, Tensor | None], new: tuple[Tensor, Tensor]) -> bool:
+    """Whether new rows can join old ones as they are; what cannot is for the stock layer to say."""
+    if new[0].shape[:3] != new[1].shape[:3]:
+        return False
+    return all(
+        rows is None
+        or rows.numel() == 0
+        or (rows.shape[:2], rows.shape[3], rows.dtype, rows.device)
+        == (more.shape[:2], more.shape[3], more.dtype, more.device)
+        for rows, more in zip(old, new, strict=True)
+    )
 
 
 def _buffer(rows: Tensor | None, new_rows: Tensor, length: int) -> Tensor:
