@@ -119,16 +119,18 @@ def test_a_finished_fit_stays_while_others_are_found():
     calibration.lengths[0, :8] = torch.tensor([32, 40, 48, 64, 80, 96, 112, 128])
     calibration.quantiles[..., :8] = 2.0 / calibration.lengths[0, :8]
     calibration.quantiles[0, 1] = math.nan
-    law, taken = calibration.fit(torch.tensor([128]), renew=True)
-    assert taken[0].tolist() == [True, False, True, True]
-    torch.testing.assert_close(law.log_alpha[taken].exp(), torch.full((HQ - 1,), 2.0))
-    assert (law.beta[taken] == 1.0).all()
+    law = torch.full((2, 1, HQ), -math.inf)
+
+    def fitted_heads(count: int, renew: bool) -> list[bool]:
+        before = law.clone()
+        calibration.fit(torch.tensor([count]), renew, *law)
+        return (law[0, 0] != before[0, 0]).tolist()
+
+    assert fitted_heads(128, renew=True) == [True, False, True, True]
+    assert law[0, 0].exp().tolist() == pytest.approx([2.0, 0.0, 2.0, 2.0])
+    assert law[1, 0].tolist() == [1.0, -math.inf, 1.0, 1.0]
     calibration.quantiles[..., :8] = 3.0 / calibration.lengths[0, :8]
-    assert calibration.fit(torch.tensor([150]), renew=False)[1][0].tolist() == [
-        False,
-        True,
-        False,
-        False,
-    ]
-    assert not calibration.fit(torch.tensor([250]), renew=False)[1].any()
-    assert calibration.fit(torch.tensor([300]), renew=False)[1].all()
+    assert fitted_heads(150, renew=False) == [False, True, False, False]
+    calibration.quantiles[..., :8] = 4.0 / calibration.lengths[0, :8]
+    assert not any(fitted_heads(250, renew=False))
+    assert all(fitted_heads(300, renew=False))

@@ -83,12 +83,12 @@ def test_rows_follow_the_cache_in_place():
     state = calibrated()
     sequence.prefill(state, 150)
     law, total = state.log_alpha.clone(), state.values.total.clone()
-    addresses = [state.log_alpha.data_ptr(), state.values.total.data_ptr()]
+    addresses = [state.log_alpha.data_ptr(), state.values.sums.data_ptr()]
     rows = torch.tensor([2, 2, 0])
     state.reorder(rows)
     assert torch.equal(state.log_alpha, law[rows])
     assert torch.equal(state.values.total, total[rows])
-    assert addresses == [state.log_alpha.data_ptr(), state.values.total.data_ptr()]
+    assert addresses == [state.log_alpha.data_ptr(), state.values.sums.data_ptr()]
     state.select(torch.tensor([True, False, True]))
     assert torch.equal(state.log_alpha, law[[2, 0]])
     state.repeat(2)

@@ -160,11 +160,7 @@ class Attention {
       const at::Tensor sifts = (*count >= config_.min_keys) & (*count == cache_.num_summed());
       log_alpha = at::where(sifts, law_.log_alpha, exact_);
     }
-    if (num_steps_ < config_.warmup_steps) {
-      log_alpha = exact_;
-      warm_up(q, k, options);
-    }
-    is_decoding_ = true;
+    if (num_steps_ < config_.warmup_steps) log_alpha = exact_;
     const DecodeResult result = decode(q.select(2, 0), k, v, {log_alpha, law_.beta},
                                        {.scale = options.scale,
                                         .key_mask = options.key_mask,
@@ -172,6 +168,9 @@ class Attention {
                                         .residual = config_.residual,
                                         .softcap = options.softcap,
                                         .sinks = sinks});
+    // From here on nothing is refused: a step that was may be repeated.
+    if (num_steps_ < config_.warmup_steps) warm_up(q, k, options);
+    is_decoding_ = true;
     counters_.add(result, num_keys, count, sinks);
     return result.out.unsqueeze(2);
   }

@@ -88,7 +88,8 @@ class KVCache {
   // The sum of the value rows, float32 [B, HK, D]; of those that key_mask (bool [B, N]) attends
   // where it is given. Computed by the first call after a change: a single row that was appended
   // is added, anything else is summed anew. A mask has to keep what it said of earlier keys, see
-  // num_summed().
+  // num_summed(). Rows are added in float64, so the sum is exact to half a unit in the last place of
+  // float32 however many they are.
   const at::Tensor& v_sum(const std::optional<at::Tensor>& key_mask = std::nullopt) {
     if (num_keys_ == summed_end_ + 1 && is_masked() == key_mask.has_value()) {
       at::Tensor newest = v_buffer_.select(2, num_keys_ - 1);
@@ -97,7 +98,7 @@ class KVCache {
         newest = newest.masked_fill(attended.logical_not().unsqueeze(2), 0.0);
         num_summed_.add_(attended);
       }
-      v_sum_.add_(newest);
+      rows_sum_.add_(newest);
     } else if (num_keys_ != summed_end_ && v_buffer_.defined()) {
       const c10::InferenceMode writable_in_any_mode(false);
       at::Tensor attended = v();
@@ -106,8 +107,9 @@ class KVCache {
         attended = attended.masked_fill(key_mask->logical_not().unsqueeze(1).unsqueeze(3), 0.0);
         num_summed_ = key_mask->sum(-1, true);
       }
-      v_sum_ = attended.sum(2, false, at::kFloat);
+      rows_sum_ = attended.sum(2, false, at::kDouble);
     }
+    if (num_keys_ != summed_end_ && rows_sum_.defined()) v_sum_ = rows_sum_.to(at::kFloat);
     summed_end_ = num_keys_;
     return v_sum_;
   }
@@ -142,7 +144,9 @@ class KVCache {
     const at::Tensor taken = detail::row_indices(rows, k_buffer_.device());
     k_buffer_ = selected(k_buffer_, taken);
     v_buffer_ = selected(v_buffer_, taken);
-    if (v_sum_.defined()) v_sum_ = v_sum_.index_select(0, taken);
+    for (at::Tensor* sum : {&rows_sum_, &v_sum_}) {
+      if (sum->defined()) *sum = sum->index_select(0, taken);
+    }
     if (is_masked()) num_summed_ = num_summed_.index_select(0, taken);
   }
 
@@ -217,7 +221,8 @@ class KVCache {
   at::Tensor k_buffer_;  // [B, HK, capacity, D]
   at::Tensor v_buffer_;
   int64_t num_keys_ = 0;
-  at::Tensor v_sum_;                     // float32 [B, HK, D]
+  at::Tensor rows_sum_;                  // float64 [B, HK, D]
+  at::Tensor v_sum_;                     // the same in float32
   at::Tensor num_summed_;                // int64 [B, 1]; undefined: all keys, no mask
   int64_t summed_end_ = kNothingSummed;  // keys held when v_sum_ was brought up to date
 };

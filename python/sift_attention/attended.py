@@ -145,8 +145,8 @@ class AttendedKeys:
             v (Tensor[B, HK, N, DV]): values.
 
         Returns:
-            Tensor[B, HK, DV]: float32.
+            Tensor[B, HK, DV]: float64.
         """
         if self.key_mask is not None:
             v = v.masked_fill(~self.key_mask[:, None, :, None], 0.0)
-        return v[:, :, : self.num_keys].sum(2, dtype=torch.float32)
+        return v[:, :, : self.num_keys].sum(2, dtype=torch.float64)

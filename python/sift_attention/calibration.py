@@ -8,7 +8,6 @@ from torch import Tensor
 from . import ops
 from .attended import AttendedKeys
 from .config import SiftConfig
-from .law import PowerLaw
 from .rows import BatchRows, mark_static
 
 SHORTEST_SAMPLE = 32  # keys; the first prompt_rows samples span a factor of 4 from here
@@ -100,10 +99,11 @@ class Calibration(BatchRows):
         quantiles = self._score_quantile(
             rows, k, torch.where(found, grid, 0), attended, scale, softcap, sinks
         )
-        lengths = self.lengths[:, :num_lengths]
-        lengths.copy_(torch.where(found, grid, lengths))
         previous = self.quantiles[:, :, :num_lengths]
         previous.copy_(torch.where(found[:, None], quantiles, previous))
+        # Last, since a length declares a sample: an interrupt in between leaves none.
+        lengths = self.lengths[:, :num_lengths]
+        lengths.copy_(torch.where(found, grid, lengths))
 
     def sample_step(
         self,
@@ -130,10 +130,10 @@ class Calibration(BatchRows):
         lengths = torch.where(warming, attended.count, 0)[:, None]
         quantiles = self._score_quantile(q[:, :, None], k, lengths, attended, scale, softcap, sinks)
         column = len(self._lengths_in_grid) + step.clamp(max=self._config.warmup_steps)
-        self.lengths.index_copy_(1, column, lengths.int())
         self.quantiles.index_copy_(2, column, quantiles)
+        self.lengths.index_copy_(1, column, lengths.int())
 
-    def fit(self, count: Tensor, renew: Tensor | bool) -> tuple[PowerLaw, Tensor]:
+    def fit(self, count: Tensor, renew: Tensor | bool, log_alpha: Tensor, beta: Tensor) -> None:
         """Fit the power law to the samples.
 
         A finished fit stays, unless asked to renew it or the sequence has doubled since: tokens
@@ -142,17 +142,23 @@ class Calibration(BatchRows):
         Args:
             count (Tensor[B], int64): attended keys now.
             renew (bool or Tensor[1], bool): whether finished fits are replaced.
-
-        Returns:
-            tuple: the law, float32 [B, HQ], and which heads take it, bool [B, HQ].
+            log_alpha (Tensor[B, HQ], float32): of the law, replaced where a head takes the fit.
+            beta (Tensor[B, HQ], float32): likewise.
         """
-        beta = None if self._config.slope == "fit" else float(self._config.slope)
-        law, ok = ops.fit_power_law(self.lengths, self.quantiles, beta)
+        slope = None if self._config.slope == "fit" else float(self._config.slope)
+        law, ok = ops.fit_power_law(self.lengths, self.quantiles, slope)
         renew = (count >= 2 * self.fitted_count) | renew
         taken = ok & (renew[:, None] | ~self.fitted)
-        self.fitted.logical_or_(ok)
-        self.fitted_count.copy_(torch.where(taken.any(1), count, self.fitted_count))
-        return law, taken
+        # One call, which no interrupt divides: half a law would drop rows that matter.
+        torch._foreach_copy_(
+            [log_alpha, beta, self.fitted, self.fitted_count],
+            [
+                torch.where(taken, law.log_alpha, log_alpha),
+                torch.where(taken, law.beta, beta),
+                self.fitted | ok,
+                torch.where(taken.any(1), count, self.fitted_count),
+            ],
+        )
 
     def _score_quantile(
         self,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+
 import torch
 from torch import Tensor
 
@@ -25,12 +28,21 @@ DENSE_REASONS = (
 
 FOLD_EVERY = 64  # steps; summing each by itself would cost more than all other bookkeeping
 
+# Threads that share a model share its counters. One lock for all of them lets counters be copied
+# and pickled, and a child process start with it free.
+_LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
+    )
+
 
 class Counters:
     """Running totals of one layer. Adding never waits for the device; reading does.
 
     Steps in Python keep their small results and sum them many at a time; compiled steps, and those
     captured in a CUDA graph, add to tensors at once. What the host knows, it counts in Python.
+    Steps in Python may run in several threads at once.
 
     Args:
         num_q_heads: HQ.
@@ -71,11 +83,12 @@ class Counters:
 
     def reset(self) -> None:
         """Set every total to zero, in place."""
-        self.calls = self.keys = self.row_steps = 0
-        self.newest = None
-        self._pending.clear()
-        for tensor in self._tensors():
-            tensor.zero_()
+        with _LOCK:
+            self.calls = self.keys = self.row_steps = 0
+            self.newest = None
+            self._pending.clear()
+            for tensor in self._tensors():
+                tensor.zero_()
 
     def add_dense(self, reason: str) -> None:
         """Count one decode step that ran dense.
@@ -83,7 +96,12 @@ class Counters:
         Args:
             reason: one of DENSE_REASONS.
         """
-        self.dense[DENSE_REASONS.index(reason)].add_(1)
+        total = self.dense[DENSE_REASONS.index(reason)]
+        if is_recorded(total):
+            total.add_(1)
+        else:
+            with _LOCK:
+                total.add_(1)
 
     def add(
         self,
@@ -108,28 +126,28 @@ class Counters:
             kept_mass = kept_mass + (sinks - lse).exp()
         if active is not None:
             num_loaded, kept_mass = num_loaded * active[:, None], kept_mass * active[:, None]
-        if isinstance(attended, int):
-            self.keys += attended * num_loaded.shape[0]
-            self.row_steps += num_loaded.shape[0]
-            keys_and_steps = None
-        else:
-            keys_and_steps = attended.keys_and_steps(active)
+        keys_and_steps = None if isinstance(attended, int) else attended.keys_and_steps(active)
         if is_recorded(num_loaded):
             self.compiled_calls.add_(1)
             self._add_sums([num_loaded], [kept_mass], [keys_and_steps])
-        else:
+            return
+        with _LOCK:
+            if isinstance(attended, int):
+                self.keys += attended * num_loaded.shape[0]
+                self.row_steps += num_loaded.shape[0]
             self.calls += 1
             self.newest = num_loaded, kept_mass
             self._pending.append((num_loaded, kept_mass, keys_and_steps))
-            if len(self._pending) == FOLD_EVERY:
+            if len(self._pending) >= FOLD_EVERY:
                 self.fold()
 
     def fold(self) -> None:
         """Bring the tensors up to date."""
-        if self._pending:
-            pending, self._pending = self._pending, []
-            num_loaded, kept_mass, keys_and_steps = map(list, zip(*pending, strict=True))
-            self._add_sums(num_loaded, kept_mass, keys_and_steps)
+        with _LOCK:
+            if self._pending:
+                pending, self._pending = self._pending, []
+                num_loaded, kept_mass, keys_and_steps = map(list, zip(*pending, strict=True))
+                self._add_sums(num_loaded, kept_mass, keys_and_steps)
 
     def _add_sums(
         self, num_loaded: list[Tensor], kept_mass: list[Tensor], keys_and_steps: list[Tensor | None]

@@ -27,6 +27,9 @@ class SiftState(BatchRows):
     sequence keeps its attended keys and gains those of the new tokens; where `decode` finds more or
     fewer than one new key, that sequence decodes exactly until the next `observe`.
 
+    A call that raises, or is interrupted, may be repeated: law and samples change as a whole or not
+    at all, and the sum is taken anew.
+
     Nothing waits for the device. Tensors keep their addresses while the batch size stays, so steps
     can be compiled and captured in CUDA graphs; call `allocate` before tracing.
 
@@ -123,6 +126,7 @@ class SiftState(BatchRows):
         """
         self._allocate_for(q, v)
         attended = AttendedKeys.of(mask, q.shape[0], q.shape[2], k)
+        self.values.is_stale = True
         if self._calibration is not None:
             scale = 1.0 / math.sqrt(q.shape[3]) if scale is None else scale
             sinks = None if sinks is None else sinks.float()
@@ -160,42 +164,49 @@ class SiftState(BatchRows):
         scale = 1.0 / math.sqrt(q.shape[2]) if scale is None else scale
         sinks = None if sinks is None else sinks.float()
         self._allocate_for(q, v)
-        attended: AttendedKeys | int
-        if mask is None and active is None and self._is_warm and not is_recorded(q):
-            # The host knows every length: no mask arithmetic on the device.
-            attended, key_mask = k.shape[2], None
-            self.values.add_newest(v)
-            log_alpha = self._exact if attended < self.config.min_keys else self.log_alpha
-        else:
-            attended = AttendedKeys.of(mask, q.shape[0], 1, k)
-            key_mask = attended.key_mask
-            sifts = attended.at_least(self.config.min_keys)
-            covered = self.values.add_attended(v, attended)
-            if covered is not None:
-                sifts = covered.logical_and_(sifts)
-            if not self._is_warm:
-                sifts = sifts & self._warm_up(q, k, attended, scale, softcap, sinks)
-            log_alpha = torch.where(sifts, self.log_alpha, self._exact)
-        self._is_decoding = True
-        out, lse, kept_mass, num_loaded = ops.call(
-            ops.DECODE,
-            "decode",
-            q,
-            k if k.stride(3) == 1 else k.contiguous(),
-            v if v.stride(3) == 1 else v.contiguous(),
-            log_alpha,
-            self.beta,
-            scale,
-            None,
-            key_mask,
-            self.values.total,
-            ops.RESIDUALS[self.config.residual],
-            softcap,
-            sinks,
-            None,
-        )
-        self.counters.add(attended, lse, kept_mass, num_loaded, sinks, active)
-        return out  # type: ignore[no-any-return]
+        try:
+            attended: AttendedKeys | int
+            is_warm = self._is_warm
+            if mask is None and active is None and is_warm and not is_recorded(q):
+                # The host knows every length: no mask arithmetic on the device.
+                attended, key_mask = k.shape[2], None
+                self.values.add_newest(v)
+                log_alpha = self._exact if attended < self.config.min_keys else self.log_alpha
+            else:
+                attended = AttendedKeys.of(mask, q.shape[0], 1, k)
+                key_mask = attended.key_mask
+                sifts = attended.at_least(self.config.min_keys)
+                covered = self.values.add_attended(v, attended)
+                if covered is not None:
+                    sifts = covered.logical_and_(sifts)
+                if not is_warm:
+                    sifts = sifts & (self._step >= self.config.warmup_steps)
+                log_alpha = torch.where(sifts, self.log_alpha, self._exact)
+            out, lse, kept_mass, num_loaded = ops.call(
+                ops.DECODE,
+                "decode",
+                q,
+                k if k.stride(3) == 1 else k.contiguous(),
+                v if v.stride(3) == 1 else v.contiguous(),
+                log_alpha,
+                self.beta,
+                scale,
+                None,
+                key_mask,
+                self.values.total,
+                ops.RESIDUALS[self.config.residual],
+                softcap,
+                sinks,
+                None,
+            )
+            self.counters.add(attended, lse, kept_mass, num_loaded, sinks, active)
+            if isinstance(attended, AttendedKeys) and not is_warm:
+                self._warm_up(q, k, attended, scale, softcap, sinks)
+            self._is_decoding = True
+            return out  # type: ignore[no-any-return]
+        except BaseException:  # interrupts, too
+            self.values.is_stale = True
+            raise
 
     def reorder(self, rows: Tensor) -> None:
         """Row b becomes row rows[b] (Tensor[B], int64), in place: a step of beam search."""
@@ -215,6 +226,12 @@ class SiftState(BatchRows):
             self.values.crop(num_keys)
             if self._calibration is not None:
                 self._calibration.crop(self.values.count)
+
+    def crop_to(self, length: int) -> None:
+        """Follow a cache that was cropped to `length` keys, wherever this state has got to."""
+        if self.is_allocated:
+            self.values.is_stale = True
+            self.crop(max(0, self.values.num_keys - length))
 
     def reset(self) -> None:
         """Return to an empty cache, in place. Counters stay."""
@@ -247,9 +264,7 @@ class SiftState(BatchRows):
             self.allocate(batch, q.shape[1], num_kv_heads, head_dim, v.dtype, v.device)
 
     def _fit(self, calibration: Calibration, count: Tensor, renew: Tensor | bool) -> None:
-        law, taken = calibration.fit(count, renew)
-        self.log_alpha.copy_(torch.where(taken, law.log_alpha, self.log_alpha))
-        self.beta.copy_(torch.where(taken, law.beta, self.beta))
+        calibration.fit(count, renew, self.log_alpha, self.beta)
         self.counters.unfitted.copy_((~calibration.fitted).sum())
 
     def _warm_up(
@@ -260,9 +275,8 @@ class SiftState(BatchRows):
         scale: float,
         softcap: float,
         sinks: Tensor | None,
-    ) -> Tensor:
-        """Sample an exact step and fit after the last one; whether the warm-up was over [1]."""
-        is_over = self._step >= self.config.warmup_steps
+    ) -> None:
+        """Sample an exact step, and fit after the last one."""
         if self._calibration is not None:
             self._calibration.sample_step(self._step, q, k, attended, scale, softcap, sinks)
             is_last = self._step == self.config.warmup_steps - 1
@@ -271,7 +285,6 @@ class SiftState(BatchRows):
         if not is_recorded(q):
             self._steps_seen += 1
             self._is_warm = self._steps_seen >= self.config.warmup_steps
-        return is_over
 
     def _map_all(self, change: Callable[[Tensor], Tensor]) -> None:
         if self.is_allocated:

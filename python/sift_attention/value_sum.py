@@ -16,6 +16,11 @@ class ValueSum(BatchRows):
     sees a jump (the cache was filled elsewhere, or cropped) the sum is taken again; where only the
     device can see it, `add_attended` says so and the step has to be exact.
 
+    Rows are added in float64: whatever their number and order, `total` is the exact sum to half a
+    unit in the last place of float32. In float32, 100,000 equal rows go astray by 2,400 units.
+
+    An update that fails or is interrupted leaves the sum stale: the next step takes it anew.
+
     Args:
         batch: B.
         num_kv_heads: HK.
@@ -23,39 +28,50 @@ class ValueSum(BatchRows):
         device: device of the layer.
 
     Attributes:
-        total (Tensor[B, HK, DV], float32): the sum.
+        sums (Tensor[B, HK, DV], float64): the sum.
         count (Tensor[B, 1], int64): keys that it covers.
+        num_keys (int): keys in the cache at the last update.
+        is_stale (bool): the sum is to be taken anew.
     """
 
-    ROW_TENSORS = ("total", "count")
+    ROW_TENSORS = ("sums", "count")
 
     def __init__(self, batch: int, num_kv_heads: int, value_dim: int, device: torch.device) -> None:
+        sizes = (batch, num_kv_heads, value_dim)
         with torch.inference_mode(False):
-            self.total = torch.zeros(batch, num_kv_heads, value_dim, device=device)
+            self.sums = torch.zeros(sizes, dtype=torch.float64, device=device)
             self.count = torch.zeros(batch, 1, dtype=torch.int64, device=device)
-        mark_static(self.total, self.count)
-        self._capacity = 0  # keys in the cache at the last update
+        mark_static(self.sums, self.count)
+        self.num_keys = 0
         self.is_stale = True
 
-    def continue_in(self, total: Tensor, count: Tensor) -> None:
-        """Keep `total` and `count` in these tensors from now on, and believe what they hold."""
-        self.total, self.count, self.is_stale = total, count, False
+    @property
+    def total(self) -> Tensor:
+        """The sum as `decode` takes it (Tensor[B, HK, DV], float32)."""
+        return self.sums.float()
+
+    def continue_in(self, sums: Tensor, count: Tensor) -> None:
+        """Keep `sums` and `count` in these tensors from now on, and believe what they hold."""
+        self.sums, self.count, self.is_stale = sums, count, False
 
     def take(self, v: Tensor, attended: AttendedKeys) -> None:
         """Sum the attended rows of v (Tensor[B, HK, N, DV]) anew."""
-        self.total.copy_(attended.sum_values(v))
+        self.is_stale = True
+        self.sums.copy_(attended.sum_values(v))
         self.count.copy_(attended.count[:, None])
-        self._capacity, self.is_stale = v.shape[2], False
+        self.num_keys, self.is_stale = v.shape[2], False
 
     def add_newest(self, v: Tensor) -> None:
         """Add the last row of v (Tensor[B, HK, N, DV]), of which every row is attended."""
         num_keys = v.shape[2]
-        if self.is_stale or num_keys != self._capacity + 1:
-            torch.sum(v, dim=2, dtype=torch.float32, out=self.total)
+        follows = not self.is_stale and num_keys == self.num_keys + 1
+        self.is_stale = True
+        if follows:
+            self.sums.add_(v.select(2, -1))
         else:
-            self.total.add_(v.select(2, -1))
+            torch.sum(v, dim=2, dtype=torch.float64, out=self.sums)
         self.count.fill_(num_keys)
-        self._capacity, self.is_stale = num_keys, False
+        self.num_keys, self.is_stale = num_keys, False
 
     def add_attended(self, v: Tensor, attended: AttendedKeys) -> Tensor | None:
         """Add the row of the newest attended key.
@@ -67,23 +83,29 @@ class ValueSum(BatchRows):
         Returns:
             Tensor[B, 1], bool: where the sum covers the attended keys; None: everywhere.
         """
-        jumped = not is_recorded(v) and not 0 <= v.shape[2] - self._capacity <= 1
-        if self.is_stale or jumped:
+        grown = v.shape[2] - self.num_keys
+        # A mask may admit keys of a cache that does not grow.
+        follows = grown == 1 or (grown == 0 and attended.key_mask is not None)
+        if self.is_stale or not (follows or is_recorded(v)):
             self.take(v, attended)
             return None
+        self.is_stale = True
         covered = self.count == attended.previous
         self.count.add_(1)
-        self.total.unsqueeze(2).add_(attended.newest_row(v))
+        self.sums.unsqueeze(2).add_(attended.newest_row(v))
         if not is_recorded(v):
-            self._capacity = v.shape[2]
+            self.num_keys = v.shape[2]
+        self.is_stale = False
         return covered
 
     def crop(self, num_keys: int) -> None:
         """Forget the newest keys; the next step sums again."""
-        self.count.sub_(num_keys).clamp_(min=0)
         self.is_stale = True
+        self.count.sub_(num_keys).clamp_(min=0)
+        self.num_keys = max(0, self.num_keys - num_keys)
 
     def reset(self) -> None:
         """Return to an empty cache, in place."""
+        self.is_stale = True
         self.zero_rows()
-        self._capacity, self.is_stale = 0, False
+        self.num_keys, self.is_stale = 0, False

@@ -126,6 +126,18 @@ TEST_CASE("a cache works across inference mode") {
   CHECK(at::allclose(grown.cache.v_sum(), 2.0 * grown.k.sum(2), 1e-4, 1e-4));
 }
 
+TEST_CASE("the sum of V stays exact over 100,000 rows") {
+  KVCache cache;
+  const at::Tensor row = at::full({1, 1, 1, 8}, 0.1);  // added in float32 the sum would be 9998.56
+  for (int i = 0; i < 100'000; ++i) {
+    cache.append(row, row);
+    cache.v_sum();
+  }
+  const double exact = 100'000 * static_cast<double>(0.1F);
+  const at::Tensor error = (cache.v_sum().to(at::kDouble) - exact).abs();
+  CHECK(error.max().item<double>() <= 0x1p-24 * exact);
+}
+
 TEST_CASE("the sum of V follows a mask") {
   KVCache cache;
   const at::Tensor v = rows(20);

@@ -157,7 +157,7 @@ def test_beams_reorder_in_place(model, monkeypatch):
     seen: dict[SiftState, set[int]] = {}
 
     def decode(self, *args, **kwargs):
-        seen.setdefault(self, set()).add(self.values.total.data_ptr())
+        seen.setdefault(self, set()).add(self.values.sums.data_ptr())
         return original(self, *args, **kwargs)
 
     original = SiftState.decode

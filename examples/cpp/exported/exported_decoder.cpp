@@ -60,7 +60,7 @@ std::vector<at::Tensor> empty_state(const Metadata& metadata, int64_t capacity) 
       state.push_back(
           at::zeros({1, num_kv_heads, capacity, head_dim}, on_device.dtype(cache_dtype(metadata))));
     }
-    state.push_back(at::zeros({1, num_kv_heads, head_dim}, on_device.dtype(at::kFloat)));
+    state.push_back(at::zeros({1, num_kv_heads, head_dim}, on_device.dtype(at::kDouble)));
     state.push_back(at::zeros({1, 1}, on_device.dtype(at::kLong)));
   }
   return state;

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +28,7 @@ class CacheState:
         layers (dict[int, SiftState]): by `layer_idx`.
         sliding (frozenset[int]): layers whose cache drops old keys.
         pad_token (Tensor[] or None): what finished rows of a batch are fed; None: rows never end.
+        in_forward (bool): a forward is at work on the cache, or was interrupted.
     """
 
     def __init__(self, config: SiftConfig, totals: Totals | None) -> None:
@@ -35,6 +37,7 @@ class CacheState:
         self.layers: dict[int, SiftState] = {}
         self.sliding: frozenset[int] = frozenset()
         self.pad_token: Tensor | None = None
+        self.in_forward = False
 
     def layer(self, layer_idx: int, batch: int, num_q_heads: int, v: Tensor) -> SiftState:
         """The state of a layer, new where the layer or its batch is.
@@ -47,10 +50,11 @@ class CacheState:
         """
         state = self.layers.get(layer_idx)
         if state is None or state.log_alpha.shape != (batch, num_q_heads):
-            state = self.layers[layer_idx] = SiftState(self.config)
+            state = SiftState(self.config)
             sizes = (num_q_heads, v.shape[1], v.shape[3] * v.dtype.itemsize, v.device)
             counters = None if self.totals is None else self.totals.counters(layer_idx, *sizes)
             state.allocate(batch, num_q_heads, v.shape[1], v.shape[3], v.dtype, v.device, counters)
+            self.layers[layer_idx] = state
         return state
 
     def count_in(self, totals: Totals) -> None:
@@ -77,26 +81,34 @@ class SiftingCache:
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the rows, for beam search."""
-        super().reorder_cache(beam_idx)  # type: ignore[misc]
-        self._each(lambda state: state.reorder(beam_idx))
+        with self._following() as states:
+            super().reorder_cache(beam_idx)  # type: ignore[misc]
+            for state in states:
+                state.reorder(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows."""
-        super().batch_select_indices(indices)  # type: ignore[misc]
-        self._each(lambda state: state.select(indices))
+        with self._following() as states:
+            super().batch_select_indices(indices)  # type: ignore[misc]
+            for state in states:
+                state.select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row."""
-        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        self._each(lambda state: state.repeat(repeats))
+        with self._following() as states:
+            super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+            for state in states:
+                state.repeat(repeats)
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Drop the newest tokens."""
         self._raise_if_static()
-        length = self.get_seq_length()  # type: ignore[attr-defined]
-        super().crop(*args, **kwargs)  # type: ignore[misc]
-        removed = length - self.get_seq_length()  # type: ignore[attr-defined]
-        self._each(lambda state: state.crop(removed))
+        with self._following() as states:
+            length = self.get_seq_length()  # type: ignore[attr-defined]
+            super().crop(*args, **kwargs)  # type: ignore[misc]
+            left = self.get_seq_length()  # type: ignore[attr-defined]
+            for state in states if left < length else []:
+                state.crop_to(left)
 
     def activate_past_recording(self) -> None:
         """Prepare for `crop`."""
@@ -105,12 +117,22 @@ class SiftingCache:
 
     def reset(self) -> None:
         """Return to an empty cache."""
-        super().reset()  # type: ignore[misc]
-        self._each(lambda state: state.reset())
+        with self._following() as states:
+            super().reset()  # type: ignore[misc]
+            for state in states:
+                state.reset()
 
-    def _each(self, change: Callable[[SiftState], None]) -> None:
-        for state in self.sift_state.layers.values():
-            change(state)
+    @contextmanager
+    def _following(self) -> Iterator[list[SiftState]]:
+        """The states of the layers, which have none while the cache changes.
+
+        If the change fails or is interrupted it stays so: the layers then start with new states,
+        whose sums are taken anew and whose fitted laws are exact until the next prompt.
+        """
+        held = self.sift_state
+        layers, held.layers = held.layers, {}
+        yield list(layers.values())
+        held.layers = layers
 
     def _raise_if_static(self) -> None:
         if any(isinstance(layer, StaticLayer) for layer in self.layers):
@@ -133,6 +155,21 @@ def _sifting_class(stock: Any) -> Any:
 def _sifting_like(stock: Any) -> Any:
     sifting: Any = _sifting_class(stock)
     return sifting.__new__(sifting)
+
+
+def check_whole(cache: Any) -> None:
+    """Refuse a cache of which an interrupted forward left some layers longer than others."""
+    lengths = [
+        int(layer.get_seq_length())
+        for layer in cache.layers
+        if isinstance(layer, (DynamicLayer, StaticLayer))
+    ]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            "forward: past_key_values must hold the same tokens in all layers, got "
+            f"{min(lengths)} to {max(lengths)} tokens after a forward that was interrupted; "
+            "reset it or start a new one"
+        )
 
 
 def adopt(cache: Any, config: SiftConfig, totals: Totals) -> CacheState:

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 
 from ..config import SiftConfig
 from .attention import NAME, Forward, raise_unsupported
-from .cache import adopt, preallocate
+from .cache import adopt, check_whole, preallocate
 from .stats import SiftStats, Totals
 
 # Models that attend through the attention interface without declaring it.
@@ -40,7 +40,10 @@ class Handle:
         self._argument_names = list(inspect.signature(type(model).forward).parameters)[1:]
         self._was_called = False
         self._previous = switch_attention(model, NAME, "enable")
-        self._hook = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        self._hooks = (
+            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            model.register_forward_hook(self._after_forward, with_kwargs=True),
+        )
         model.sift_handle = self
         model._prepare_cache_for_generation = self._prepare_cache_for_generation
         model.init_continuous_batching = raise_unsupported
@@ -58,7 +61,8 @@ class Handle:
         model = self.model
         if getattr(model, "sift_handle", None) is not self:
             return
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         del model.sift_handle, model._prepare_cache_for_generation, model.init_continuous_batching
         # Before transformers 5.17 a static cache stays on the model between calls of generate.
         model.__dict__.pop("_cache", None)
@@ -91,6 +95,10 @@ class Handle:
             kwargs = {**kwargs, "past_key_values": cache}
         if isinstance(cache, Cache):
             state = adopt(cache, self.config, self._totals)
+            if not is_compiling:
+                if state.in_forward:
+                    check_whole(cache)
+                state.in_forward = True
             tokens = kwargs.get("input_ids", args[0] if args else None)
             active = None
             if state.pad_token is not None and tokens is not None:
@@ -99,6 +107,13 @@ class Handle:
                     active = tokens[:, 0] != state.pad_token
             kwargs = {**kwargs, "sift_state": Forward(state, active)}
         return args, kwargs
+
+    def _after_forward(
+        self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Note that the forward reached its end."""
+        if not torch.compiler.is_compiling() and "sift_state" in kwargs:
+            kwargs["sift_state"].cache.in_forward = False
 
     def _wants_cache(self, use_cache: bool | None) -> bool:
         config = self.model.config

@@ -24,7 +24,7 @@ class Layout:
     |--------|------------------------------|-----------------------------------------|
     | keys   | [B, HK, N, D], dtype         | keys of the tokens so far               |
     | values | [B, HK, N, D], dtype         | their values                            |
-    | v_sum  | [B, HK, D], float32          | sum of the value rows that are attended |
+    | v_sum  | [B, HK, D], float64          | sum of the value rows that are attended |
     | count  | [B, 1], int64                | how many keys `v_sum` covers            |
 
     Attributes:
@@ -60,7 +60,7 @@ class Layout:
         shapes: list[tuple[tuple[int, ...], torch.dtype]] = [
             ((*heads, capacity, self.head_dim), self.dtype),
             ((*heads, capacity, self.head_dim), self.dtype),
-            ((*heads, self.head_dim), torch.float32),
+            ((*heads, self.head_dim), torch.float64),
             ((self.batch, 1), torch.int64),
         ]
         return [

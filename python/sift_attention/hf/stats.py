@@ -137,18 +137,19 @@ class Totals:
         """The counters of a layer on a device; see Counters."""
         key = (layer_idx, device)
         if key not in self._counters:
-            self._counters[key] = Counters(num_q_heads, num_kv_heads, row_bytes, device)
+            new = Counters(num_q_heads, num_kv_heads, row_bytes, device)
+            self._counters.setdefault(key, new)  # another thread may have been faster
         return self._counters[key]
 
     def reset(self) -> None:
         """Set every counter to zero, in place."""
-        for counters in self._counters.values():
+        for counters in list(self._counters.values()):
             counters.reset()
 
     def stats(self) -> SiftStats:
         """Read the counters; waits for the device."""
         parts: dict[int, list[LayerStats]] = {}
-        for (layer_idx, _), counters in self._counters.items():
+        for (layer_idx, _), counters in list(self._counters.items()):
             parts.setdefault(layer_idx, []).append(LayerStats.of(counters))
         layers = {layer_idx: LayerStats.sum(parts[layer_idx]) for layer_idx in sorted(parts)}
         return SiftStats(layers, LayerStats.sum(layers.values()))
