@@ -4,22 +4,26 @@ import os
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from cases import is_refused_by_cuda
+from devices import CAN_USE_CUDA, DEVICES, REQUIRE_CUDA
 from sift_attention._library import HAS_CUDA
 
-settings.register_profile("ci", deadline=None, derandomize=True, max_examples=60, database=None)
-settings.register_profile("nightly", deadline=None, max_examples=5000)
+settings.register_profile(
+    "every",
+    deadline=None,
+    print_blob=True,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow],  # says something about the machine
+)
+every = settings.get_profile("every")
+settings.register_profile("ci", every, derandomize=True, max_examples=120, database=None)
+settings.register_profile("nightly", every, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # Under SIFT_SIDE_STREAM=1 tests on CUDA run on a stream of their own, not on the default one.
 SIDE_STREAM = os.environ.get("SIFT_SIDE_STREAM") == "1"
-# Without a GPU, or the operators for it, tests on CUDA are left out; under SIFT_REQUIRE_CUDA=1 they
-# fail.
-REQUIRE_CUDA = os.environ.get("SIFT_REQUIRE_CUDA") == "1"
-CAN_USE_CUDA = HAS_CUDA and torch.cuda.is_available()
-DEVICES = ["cpu", "cuda"] if REQUIRE_CUDA or CAN_USE_CUDA else ["cpu"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""How the operators live with PyTorch: schemas, fakes, compilation, export, gradients."""
+"""How the operators live with PyTorch: fakes, compilation, export, gradients."""
 
 import itertools
 import random
@@ -13,28 +13,10 @@ from cases import DTYPES, LAYOUTS, Case, make_call, make_score_quantile_args, st
 
 OPS = torch.ops.sift_attention
 
-SCHEMAS = {
-    "decode": "(Tensor q, Tensor k, Tensor v, Tensor log_alpha, Tensor beta, float scale, "
-    "Tensor? seq_lens=None, Tensor? key_mask=None, Tensor? v_sum=None, int residual=0, "
-    "float softcap=0., Tensor? sinks=None, Tensor? block_table=None) "
-    "-> (Tensor out, Tensor lse, Tensor kept_mass, Tensor num_loaded)",
-    "score_quantile": "(Tensor q, Tensor k, Tensor lengths, float quantile, float scale, "
-    "Tensor? key_mask=None, float softcap=0., Tensor? sinks=None, Tensor? block_table=None) "
-    "-> Tensor",
-    "fit_power_law": "(Tensor lengths, Tensor quantiles, float? beta=None) "
-    "-> (Tensor log_alpha, Tensor beta, Tensor ok)",
-}
-
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     torch.compiler.reset()
-
-
-@pytest.mark.parametrize("op", SCHEMAS)
-def test_schema(op):
-    """Exported programs keep calling this signature: add arguments last, with defaults."""
-    assert str(getattr(OPS, op).default._schema) == f"sift_attention::{op}{SCHEMAS[op]}"
 
 
 def decode_args(case: Case) -> tuple[tuple, dict]:
@@ -196,38 +178,6 @@ def test_ahead_of_time_package(tmp_path):
         )
         got = torch._inductor.aoti_load_package(package)(*inputs)
     torch.testing.assert_close(tuple(got), attend(*inputs))
-
-
-@on_every_device
-@pytest.mark.parametrize("name", ["q", "k", "v", "v_sum", "log_alpha"])
-def test_gradients_are_refused(name):
-    call = make_call(Case(law="per_head"))
-    inputs = {"q": call.q, "k": call.k, "v": call.v, "v_sum": call.options["v_sum"]}
-    inputs["log_alpha"] = call.law.log_alpha
-    expected, _ = call.run()
-    inputs[name].requires_grad_()
-    message = r"^decode: gradients are not supported, call it under torch.no_grad\(\) or detach"
-    with pytest.raises(RuntimeError, match=message):
-        call.run()
-    with torch.no_grad():
-        assert torch.equal(call.run()[0], expected)
-    with torch.inference_mode():
-        assert torch.equal(call.run()[0], expected)
-
-
-def test_gradients_are_refused_by_transforms():
-    call = make_call(Case())
-    with pytest.raises(RuntimeError, match="functorch transforms"):  # PyTorch's own sentence
-        torch.func.grad(lambda q: sift.decode(q, call.k, call.v).sum())(call.q)
-
-
-def test_gradients_are_refused_by_the_others():
-    arguments = make_score_quantile_args("contiguous")
-    arguments["q"].requires_grad_()
-    with pytest.raises(RuntimeError, match=r"^score_quantile: gradients are not supported"):
-        sift.score_quantile(**arguments)
-    with pytest.raises(RuntimeError, match=r"^fit_power_law: gradients are not supported"):
-        sift.fit_power_law(torch.ones(1, 4).int(), torch.ones(1, 2, 4, requires_grad=True))
 
 
 @on_every_device

@@ -10,9 +10,11 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _FOLDER = Path(__file__).parent / "lib"
 _CUDA_LIBRARY = _FOLDER / "libsift_attention_cuda.so"
+_AUTOGRAD = torch.library.Library("sift_attention", "IMPL")
 _VERSIONS = (
     f"torch {torch.__version__}, CUDA {torch.version.cuda}, Python {platform.python_version()}"
 )
@@ -108,19 +110,36 @@ def _fake_fit_power_law(
     )
 
 
-def _register(op: str, fake: Callable[..., Any]) -> None:
-    def refuse_gradients(ctx: Any, inputs: Any, output: Any) -> NoReturn:
+def wants_gradient(*args: Any) -> bool:
+    """Whether a tensor among the arguments requires a gradient, or carries one forward."""
+    return (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or has_tangent(*args)
+
+
+def has_tangent(*args: Any) -> bool:
+    """Whether a tensor among the arguments carries a gradient forward."""
+    if forward_ad._current_level < 0:
+        return False
+    tensors = (value for value in args if isinstance(value, Tensor))
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def refuse_gradients(op: str, *args: Any) -> None:
+    """Raises where results without a gradient would pass for constants."""
+    if wants_gradient(*args):
         raise RuntimeError(
             f"{op}: gradients are not supported, call it under torch.no_grad() or detach its inputs"
         )
 
-    def backward(ctx: Any, *gradients: Any) -> None:
-        """Never reached, but register_autograd asks for it."""
 
-    names = [
-        argument.name
-        for argument in getattr(torch.ops.sift_attention, op).default._schema.arguments
-    ]
+def _register(op: str, fake: Callable[..., Any]) -> None:
+    operator = getattr(torch.ops.sift_attention, op).default
+
+    def autograd(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
+        refuse_gradients(op, *args, *kwargs.values())
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
+
+    names = [argument.name for argument in operator._schema.arguments]
 
     @functools.wraps(fake)
     def fake_on_one_device(*args: Any, **kwargs: Any) -> Any:
@@ -138,9 +157,7 @@ def _register(op: str, fake: Callable[..., Any]) -> None:
         return fake(*args, **kwargs)
 
     torch.library.register_fake(f"sift_attention::{op}", fake_on_one_device)
-    torch.library.register_autograd(
-        f"sift_attention::{op}", backward, setup_context=refuse_gradients
-    )
+    _AUTOGRAD.impl(op, autograd, "Autograd", with_keyset=True)
 
 
 _load(_FOLDER / "libsift_attention.so")

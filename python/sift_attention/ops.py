@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import _library  # noqa: F401  (registers torch.ops.sift_attention)
+from . import _library  # registers torch.ops.sift_attention
 from .law import DecodeStats, PowerLaw
 
 Residual = Literal["mean", "renormalize", "none"]
@@ -289,7 +289,7 @@ def call(op: Any, name: str, *args: Any) -> Any:
         if (
             _is_watched()
             or torch.is_inference_mode_enabled()
-            or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
+            or _library.wants_gradient(*args)
         ):
             return op(*args)
         # The registered autograd, which is Python, would only pass the call on, for as much time

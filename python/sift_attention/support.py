@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._library import HAS_CUDA
+from ._library import HAS_CUDA, has_tangent
 
 # What the kernels of a type of device take: dtypes, head sizes.
 KERNELS = {
@@ -33,6 +33,8 @@ def obstacle(q: Tensor, k: Tensor, v: Tensor) -> str | None:
         str or None: one of `counters.DENSE_REASONS`; None: it can.
     """
     if (q.requires_grad or k.requires_grad or v.requires_grad) and torch.is_grad_enabled():
+        return "gradients"
+    if has_tangent(q, k, v):
         return "gradients"
     kernels = KERNELS.get(q.device.type)
     if kernels is None or k.device != q.device or v.device != q.device:
