@@ -1,0 +1,136 @@
+"""Test one built wheel under every supported torch, transformers and Python that can be had.
+
+    make compat                                 # all; an hour on 2 cores, 25 GB in build/compat
+    make compat ARGS="3.11-2.11.0-4.57.6"       # some: Python, torch, transformers; the others
+                                                # keep the result that they have
+    make compat ARGS=--list
+
+The wheel is built once for each Python; what was installed before is used again. Leaves
+benchmarks/results/compat.json and README's table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from compat_cells import CELLS, ROOT, WORK, Cell, MissingError, prepare, run
+
+sys.path.append(str(ROOT / "benchmarks"))
+import compat_table
+from machine import describe
+from reports import write_json
+
+RESULT = compat_table.RESULT
+# What touches torch, transformers and Python: not the evaluation, the benchmarks, the build and the
+# C++ interface, nor tests of numbers alone that take long. A file that is not there is left out.
+TESTS = (
+    *("calibration", "contract", "decode", "errors", "estimator", "fit_power_law", "law"),
+    *("loading", "schema", "score_quantile", "sdpa", "state", "value_sum"),
+    *("hf/architectures", "hf/cache_operations", "hf/compile", "hf/enable", "hf/growing_layer"),
+    *("hf/matrix", "hf/refusals", "hf/sifting", "hf/statistics"),
+)
+ASK_VERSIONS = """
+import json, platform, sys, sift_attention, torch, transformers
+assert sift_attention.__file__.startswith(sys.prefix), sift_attention.__file__
+print(json.dumps({"python": platform.python_version(), "torch": torch.__version__,
+                  "transformers": transformers.__version__}))
+"""
+
+
+def test(cell: Cell, log: Path) -> dict[str, Any]:
+    """A row of the result: the versions that met, and how many tests passed."""
+    row: dict[str, Any] = {"cell": str(cell), "python": cell.python, "torch": cell.torch}
+    row |= {"transformers": cell.transformers}
+    try:
+        interpreter = prepare(cell, log)
+        asked = subprocess.run([interpreter, "-c", ASK_VERSIONS], capture_output=True, text=True)
+        if asked.returncode != 0:
+            return {**row, "failed": 1, "missing": asked.stderr.strip().splitlines()[-1]}
+        row |= json.loads(asked.stdout)
+    except MissingError as error:
+        return {**row, "missing": str(error)}
+    except subprocess.CalledProcessError as error:
+        return {**row, "failed": 1, "missing": f"{Path(error.cmd[0]).name} failed"}
+    report = WORK / f"{cell}.xml"
+    report.unlink(missing_ok=True)
+    files = [
+        ROOT / "tests" / folder / f"test_{name}.py"
+        for folder, _, name in (test.rpartition("/") for test in TESTS)
+    ]
+    options = ("-q", "-p", "no:cacheprovider", "--timeout=600", f"--junitxml={report}")
+    try:
+        run(interpreter, "-m", "pytest", *options, *filter(Path.exists, files), log=log,
+            OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")  # fmt: skip
+    except subprocess.CalledProcessError:
+        if not report.exists():
+            return {**row, "failed": 1, "missing": "pytest failed before the tests"}
+    return {**row, **count(report)}
+
+
+def count(report: Path) -> dict[str, Any]:
+    """What pytest's JUnit report says: numbers, and the names of tests that failed."""
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    failed = [case for case in cases if case.find("failure") is not None
+              or case.find("error") is not None]  # fmt: skip
+    skipped = [case for case in cases if case.find("skipped") is not None]
+    return {
+        "passed": len(cases) - len(failed) - len(skipped),
+        "failed": len(failed),
+        "skipped": len(skipped),
+        "failures": [f"{case.get('classname')}::{case.get('name')}" for case in failed],
+    }
+
+
+def publish(rows: dict[str, dict[str, Any]]) -> None:
+    """Everything that is known so far; the machine is that of the last run."""
+    ordered = [rows[str(cell)] for cell in CELLS if str(cell) in rows]
+    machine = {name: value for name, value in describe().items() if name in compat_table.MACHINE}
+    write_json({"machine": machine, "rows": ordered}, RESULT)
+    compat_table.main([])
+
+
+def parse(argv: list[str] | None) -> list[Cell]:
+    """The cells that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cells", nargs="*", metavar="CELL", help="default: all of --list")
+    parser.add_argument("--list", action="store_true", help="list the cells")
+    arguments = parser.parse_args(argv)
+    known = {str(cell): cell for cell in CELLS}
+    if arguments.list:
+        parser.exit(message="\n".join([*known, ""]))
+    for name in arguments.cells:
+        if name not in known:
+            parser.error(f"CELL must be one of --list, got {name}")
+    return [cell for name, cell in known.items() if name in (arguments.cells or known)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 1 if a test failed."""
+    chosen = parse(argv)
+    WORK.mkdir(parents=True, exist_ok=True)
+    for folder in WORK.glob("wheel-*"):  # of older sources
+        shutil.rmtree(folder)
+    known = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    rows = {row["cell"]: row for row in known}
+    commit = describe()["commit"]
+    status = 0
+    for number, cell in enumerate(chosen, 1):
+        log = WORK / f"{cell}.log"
+        log.unlink(missing_ok=True)
+        print(f"[{number}/{len(chosen)}] {cell}:", end=" ", flush=True)
+        row = rows[str(cell)] = {**test(cell, log), "commit": commit}
+        print(compat_table.outcome(row), flush=True)
+        status |= int(row.get("failed", 0) > 0)
+        publish(rows)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
