@@ -21,7 +21,7 @@ from sift_attention.eval.report import details, findings, tables
 from sift_attention.eval.report.page import Table, Text, markdown
 from sift_attention.eval.report.plots import Plots
 from sift_attention.eval.report.results import Results
-from sift_attention.eval.report.texts import percent
+from sift_attention.eval.report.texts import counted, percent
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
@@ -114,12 +114,14 @@ def _circumstances(results: Results) -> str:
         for condition in tables.asked(results)
         if (accuracy := tables.exact_accuracy(results, condition))
     ]
+    seeds = counted(options["seeds"], "seed")
+    sequences = counted(options["sequences"], "sequence")
     lengths = ", ".join(f"{length:,}" for length in options["lengths"])
     return (
         f"Model: `{facts['model']}`, {facts['parameters'] / 1e6:.1f} M parameters, "
         f"{facts['layers']} layers, {facts['query_heads']} query and {facts['kv_heads']} key/value "
-        f"heads, D = {facts['head_dim']}. Sequences of {lengths} tokens, {options['seeds']} seeds "
-        f"of {options['sequences']} sequences each. Right answers of exact attention: "
+        f"heads, D = {facts['head_dim']}. Sequences of {lengths} tokens, {seeds} "
+        f"of {sequences} each. Right answers of exact attention: "
         f"{', '.join(exact)}. {facts['cpu']} with {facts['cores']} cores, torch {facts['torch']}, "
         f"transformers {facts['transformers']}, commit {facts['commit']}, {facts['date']}; the "
         f"evaluation took {facts['wall_s'] / 60:.0f} minutes."

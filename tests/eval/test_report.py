@@ -281,7 +281,7 @@ def test_an_interrupted_evaluation_has_a_report(tmp_path, cells):
     results = made_up_results()
     results["cells"] = results["cells"][:cells]
     written = write_report(write(tmp_path, results)).with_suffix(".md").read_text()
-    assert "2 cells have not been measured" in written
+    assert "2 cells left to measure" in written
     assert ("No policy has been measured yet" in written) == (cells < 5)
 
 

@@ -21,7 +21,7 @@ from .tables import (
     share_of,
     title,
 )
-from .texts import joined, limit, milli, percent, points, reached, setting_labels, times
+from .texts import counted, joined, limit, milli, percent, points, reached, setting_labels, times
 
 TEXT_KL = 0.002  # nats per token: what sifted text should not exceed
 _PAPER_MODULE = "paper"  # file of the paper's procedure
@@ -158,7 +158,7 @@ def _paper(results: Results, hero: str) -> Iterator[str]:
             yield (
                 f"At the V bytes that its settings take, {family.name} has {times(min(ratios))} to "
                 f"{times(max(ratios))} times the KL of {hero}, median "
-                f"{times(statistics.median(ratios))} ({len(ratios)} comparisons)."
+                f"{times(statistics.median(ratios))} ({counted(len(ratios), 'comparison')})."
             )
 
 

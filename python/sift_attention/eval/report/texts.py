@@ -25,6 +25,11 @@ def milli(nats: float) -> str:
     return f"{value:,.{max(0, min(3, 1 - math.floor(math.log10(abs(value)))))}f}" if value else "0"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with a noun in singular or plural: 1 seed, 3 seeds."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def percent(share: float, digits: int = 0) -> str:
     """A share in percent; nothing for NaN."""
     return "" if math.isnan(share) else f"{share:.{digits}%}"

@@ -11,7 +11,7 @@ from .page import Block, Heading, Table, Text, markdown, page
 from .plots import NO_PLOTS, Plots, can_draw
 from .results import Axis, Results
 from .tables import RECALL_V_SHARE, equal_bytes, recall, scoreboard
-from .texts import limit
+from .texts import counted, limit
 
 BUDGETS = (0.05, 0.10, 0.15, 0.25)
 AXES: tuple[Axis, ...] = ("v_fraction", "kv_fraction")
@@ -122,7 +122,7 @@ def _circumstances(results: Results) -> Iterator[Block]:
     if shown:
         yield Text(shown)
     if results.data.get("missing"):
-        yield Text(f"**Unfinished**: {results.data['missing']} cells have not been measured.")
+        yield Text(f"**Unfinished**: {counted(results.data['missing'], 'cell')} left to measure.")
 
 
 def _fact(value: object) -> str:
