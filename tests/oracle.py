@@ -63,22 +63,30 @@ class KeySets:
             options.get("sinks"),
         )
         log_p = log_p[:, :, 0]
-        batch, num_q_heads, capacity = log_p.shape
+        batch, num_q_heads, _ = log_p.shape
         num_kv_heads = k.shape[1]
         group_size = num_q_heads // num_kv_heads
         law = call.law or sift.PowerLaw.exact()
         theta = law.theta(attended.sum(dim=1, keepdim=True)).expand(batch, num_q_heads)
+        theta = theta.nan_to_num(0.0)  # both keep all
 
-        products = call.q.abs()[:, :, None] @ repeat(k.abs().nan_to_num(0.0), group_size).mT
+        finite = k.abs().nan_to_num(0.0, posinf=0.0)
+        products = call.q.abs()[:, :, None] @ repeat(finite, group_size).mT
         magnitude = products[:, :, 0].amax(-1) if log_p.numel() > 0 else torch.zeros_like(theta)
         scale = options.get("scale") or 1.0 / math.sqrt(call.q.shape[-1])
-        self.eps = 1e-5 + 8.0 * 2.0**-24 * scale * magnitude  # [B, HQ]
+        # A sum of products rounds with every addition; eight lanes share them.
+        num_roundings = 8.0 + call.q.shape[-1] / 8.0
+        self.eps = 1e-5 + num_roundings * 2.0**-24 * scale * magnitude  # [B, HQ]
 
         def by_group(mask: Tensor) -> Tensor:
-            return mask.reshape(batch, num_kv_heads, group_size, capacity).any(dim=2)
+            return mask.reshape(batch, num_kv_heads, group_size, mask.shape[-1]).any(dim=2)
 
-        distance = log_p - theta.log()[..., None]
-        everything = (theta == 0.0)[..., None] & (log_p > -math.inf)
+        self.p = log_p.exp()
+        # Nothing need be loaded for a head whose sink leaves its keys less than a double holds.
+        has_mass = (self.p != 0.0).any(dim=-1, keepdim=True)
+        everything = (theta == 0.0)[..., None] & has_mass & attended[:, None]
+        distance = (log_p - theta.log()[..., None]).masked_fill(~has_mass, -math.inf)
+        self.passing = by_group((distance > 0.0) | everything)
         self.loaded = sift.reference.loaded_keys(log_p, attended, theta, num_kv_heads)
         self.sure = by_group((distance > self.eps[..., None]) | everything) & self.loaded
         near = by_group(distance.abs() <= self.eps[..., None])
@@ -90,10 +98,9 @@ class KeySets:
             equals = by_group((log_p >= nearly_best) & (log_p > -math.inf))
             near |= equals & ~self.sure.any(dim=-1, keepdim=True)
         self.maybe = (near | self.loaded) & ~self.sure
-        no_choice = self.maybe.sum(dim=-1, keepdim=True) == 1
+        no_choice = (self.maybe.sum(dim=-1, keepdim=True) == 1) & by_group(has_mass)
         self.sure |= self.maybe & no_choice & ~self.sure.any(dim=-1, keepdim=True)
         self.maybe &= ~self.sure
-        self.p = log_p.exp()
         self.maybe_mass = (self.p * repeat(self.maybe, group_size)).sum(dim=-1)  # [B, HQ]
         self.sure_mass = (self.p * repeat(self.sure, group_size)).sum(dim=-1)
 
@@ -125,7 +132,8 @@ def plain_decode(call: Call, keys: KeySets) -> Tensor:
     )
     k = k.masked_fill(~attended[:, None, :, None], 0.0)
     v = v.masked_fill(~repeat(keys.loaded, group_size)[..., None], 0.0)
-    scores = (call.q[:, :, None] @ k.mT)[:, :, 0] / math.sqrt(call.q.shape[-1])
+    scale = options.get("scale") or 1.0 / math.sqrt(call.q.shape[-1])
+    scores = (call.q[:, :, None] @ k.mT)[:, :, 0] * scale
     if options["softcap"] > 0.0:
         scores = options["softcap"] * torch.tanh(scores / options["softcap"])
     scores = scores.masked_fill(~attended[:, None], -math.inf)
