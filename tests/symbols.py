@@ -38,7 +38,8 @@ UNSTABLE = re.compile(r"_ZNK?(2at|3c10|5torch)")  # Torch's C++
 def complaints(library: Path) -> list[str]:
     """One sentence for everything that would keep a library from loading somewhere."""
     symbols = _output("nm", "-D", "--undefined-only", library).split()
-    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", _output("readelf", "-d", library))
+    dynamic = _output("readelf", "-d", library)
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)
     found = [f"{library.name} uses {name}" for name in symbols if UNSTABLE.match(name)]
     taken = {name for name in symbols if re.match(r"(aoti_)?torch_", name)}
     too_new = taken - set(" ".join(TORCH_FUNCTIONS.values()).split())
@@ -48,6 +49,12 @@ def complaints(library: Path) -> list[str]:
     # The driver's libcuda.so is missing on machines without a GPU, where imports must work.
     unwanted = ("libtorch_python", "libpython", "libcuda.so")
     found += [f"{library.name} needs {name}" for name in needed if name.startswith(unwanted)]
+    folders = ":".join(re.findall(r"\((?:RPATH|RUNPATH)\).*\[(.*)\]", dynamic)).split(":")
+    found += [
+        f"{library.name} looks for libraries in {folder or 'the current folder'}"
+        for folder in folders
+        if folders != [""] and not folder.startswith("$ORIGIN/")
+    ]
     if "cuda" in library.name:
         found += [
             f"{library.name} does not need {name}"
