@@ -60,6 +60,23 @@ test-cpp: build  ## run the C++ tests (Catch2; from Debian where there is none)
 test-py: build  ## run the Python tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --timeout=300 -n $(TEST_WORKERS) --junitxml=build/pytest.xml
 
+# GCC's, because its runtime is a library that Python can be made to load first. Without libstdc++
+# beside it the first C++ exception would end the program.
+.PHONY: asan
+asan: env  ## run the CPU tests under AddressSanitizer and UndefinedBehaviorSanitizer, in build/asan
+	@$(BIN)/cmake -S . -B build/asan/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+		-DCMAKE_CXX_COMPILER=g++ -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DSIFT_SANITIZE=ON \
+		-DSIFT_WITH_CUDA=OFF -DSIFT_BUILD_TESTS=ON --log-level=WARNING >/dev/null
+	@export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1; \
+	rm -rf build/asan/site; \
+	$(BIN)/cmake --build build/asan/cmake; \
+	$(BIN)/cmake --install build/asan/cmake --prefix build/asan/site/sift_attention; \
+	$(BIN)/python setup.py -q build_py --build-lib build/asan/site; \
+	$(BIN)/ctest --test-dir build/asan/cmake --output-on-failure; \
+	PYTHONPATH=$(CURDIR)/build/asan/site \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) $(ARGS)
+
 .PHONY: lint
 lint: env  ## check style and types
 	$(BIN)/ruff check .

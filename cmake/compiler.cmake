@@ -2,7 +2,7 @@
 # levels of the CPU kernels differ only where their code does.
 include(CheckCXXSourceCompiles)
 
-if(SIFT_DEBUG)
+if(SIFT_DEBUG OR SIFT_SANITIZE)
   set(CMAKE_BUILD_TYPE Debug CACHE STRING "" FORCE)
 elseif(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
@@ -24,6 +24,14 @@ endif()
 
 add_compile_options(
   "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Werror;-ffp-contract=off>")
+
+# A finding ends the program.
+if(SIFT_SANITIZE)
+  set(sanitizers -fsanitize=address,undefined,float-cast-overflow)
+  add_compile_options(
+    -O1 -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS ${sanitizers} -fno-sanitize-recover=all)
+  add_link_options(${sanitizers})
+endif()
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(SIFT_X86 ON)

@@ -1,6 +1,7 @@
 # What a builder may choose, and the checks of those choices.
 option(SIFT_WITH_TORCH "Build the operators and the Python module; OFF: torch-free kernels alone" ON)
 option(SIFT_DEBUG "Build without optimisation, with debug information and assertions" OFF)
+option(SIFT_SANITIZE "Build with AddressSanitizer and UndefinedBehaviorSanitizer" OFF)
 option(SIFT_BUILD_TESTS "Build the C++ tests (needs Catch2)" OFF)
 option(SIFT_BUILD_BENCHMARKS "Build profile_decode: where the time of one call goes" OFF)
 

@@ -66,7 +66,7 @@ add_executable(test_simt
   tests/simt/simt.cpp)
 # Every access to memory in kernels calls tests/simt/access_hooks.cpp, which finds data races. With
 # -g1, `addr2line -ie test_simt OFFSET` names the line behind an offset of the program.
-if(NOT CMAKE_CXX_FLAGS MATCHES "-fsanitize=")
+if(NOT SIFT_SANITIZE)
   set(with_kernels tests/cpp/test_simt.cpp tests/cpp/test_simt_bugs.cpp tests/cpp/test_simt_races.cpp)
   set_source_files_properties(
     ${with_kernels} ${kernels_as_cpp} PROPERTIES COMPILE_OPTIONS "-fsanitize=thread;-g1")
