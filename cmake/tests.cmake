@@ -17,6 +17,7 @@ add_executable(test_core
   tests/cpp/test_decode_bits.cpp
   tests/cpp/test_decode_edges.cpp
   tests/cpp/test_dispatch.cpp
+  tests/cpp/test_guard_pages.cpp
   tests/cpp/test_largest.cpp
   tests/cpp/test_power_law.cpp
   tests/cpp/test_score_quantile.cpp)

@@ -248,10 +248,23 @@ CASES = [
 
 
 def make_score_quantile_args(
-    layout: str, dtype: torch.dtype | None = None, masked: bool = True, sinks: bool = False
+    layout: str,
+    dtype: torch.dtype | None = None,
+    masked: bool = True,
+    sinks: bool = False,
+    head_dim: int = 64,
 ) -> dict[str, Any]:
     """The arguments of a `score_quantile` call with 6 rows, one of them without a sample."""
-    call = make_call(Case(dtype=dtype, layout=layout, masked=masked, sinks=sinks, residual="none"))
+    call = make_call(
+        Case(
+            dtype=dtype,
+            head_dim=head_dim,
+            layout=layout,
+            masked=masked,
+            sinks=sinks,
+            residual="none",
+        )
+    )
     q = torch.randn(2, 8, 6, call.q.shape[-1]).to(call.q.dtype)
     lengths = torch.tensor([[1, 2, 17, 40, 0, 80], [3, 9, 27, 65, 79, 10**6]], dtype=torch.int32)
     arguments = {"q": strided_copy(q) if layout == "strided" else q, "k": call.k}

@@ -7,7 +7,10 @@
 #include <sstream>
 #include <thread>
 
-#include "catch2.h"
+#if __has_include(<valgrind/memcheck.h>)
+#include <valgrind/memcheck.h>
+#endif
+
 #include "decode/cpu/at_level.h"
 #include "decode/cpu/dispatch.h"
 #include "decode/cpu/element.h"
@@ -54,6 +57,14 @@ ParallelFor random_threads(uint32_t seed) {
     }
     for (std::thread& thread : threads) thread.join();
   };
+}
+
+std::vector<float> make_workspace(int64_t num_bytes) {
+  std::vector<float> workspace(num_bytes / sizeof(float), kNaN);
+#if __has_include(<valgrind/memcheck.h>)
+  VALGRIND_MAKE_MEM_UNDEFINED(workspace.data(), num_bytes);
+#endif
+  return workspace;
 }
 
 std::string DecodeCase::describe() const {
@@ -224,7 +235,7 @@ void DecodeProblem::sum_values() {
 DecodeOutputs DecodeProblem::run(const Level& level, int num_threads,
                                  const ParallelFor& parallel_for) {
   return run([&](const DecodeParams& p) {
-    std::vector<float> workspace(decode_cpu_workspace_bytes(p, num_threads) / 4 + 16, kNaN);
+    std::vector<float> workspace = make_workspace(decode_cpu_workspace_bytes(p, num_threads));
     decode_cpu_at_level(level, p, workspace.data(), num_threads, parallel_for);
   });
 }

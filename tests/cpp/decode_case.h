@@ -25,6 +25,9 @@ ParallelFor random_threads(uint32_t seed);
 // All in one piece on the calling thread.
 ParallelFor one_thread();
 
+// Of NaN, which valgrind takes for undefined.
+std::vector<float> make_workspace(int64_t num_bytes);
+
 enum class Mask { kNone, kHoles, kLeftPadding, kNothing };
 
 struct DecodeCase {
@@ -82,7 +85,7 @@ struct DecodeProblem {
   std::vector<uint8_t> key_mask;
 };
 
-// REQUIREs that the outputs agree with the reference; returns the keys loaded and borderline.
+// Throws unless the outputs agree with the reference; returns the keys loaded and borderline.
 struct Counts {
   int64_t keys = 0;
   int64_t loaded = 0;

@@ -28,9 +28,10 @@ inline std::vector<double> row(const void* data, int64_t offset, int64_t size, D
 // Positions that sequence b attends.
 inline std::vector<int64_t> attended(const AttendedKeys& keys, int64_t b, int64_t capacity) {
   std::vector<int64_t> positions;
+  const auto* mask = reinterpret_cast<const uint8_t*>(keys.key_mask);  // any number but 0 is true
   for (int64_t n = 0; n < capacity; ++n) {
     if (keys.seq_lens != nullptr && n >= keys.seq_lens[b]) break;
-    if (keys.key_mask != nullptr && !keys.key_mask[b * keys.key_mask_stride_b + n]) continue;
+    if (mask != nullptr && mask[b * keys.key_mask_stride_b + n] == 0) continue;
     if (keys.block_table != nullptr) {
       const int32_t id = keys.block_table[b * keys.block_table_stride_b + n / keys.block_size];
       if (id < 0 || id >= keys.num_blocks) continue;

@@ -20,7 +20,7 @@ std::vector<float> run(QuantileProblem& problem, const Level& level, int num_thr
                        const ParallelFor& parallel_for) {
   return problem.run([&](const ScoreQuantileParams& params) {
     const int64_t bytes = score_quantile_cpu_workspace_bytes(params, num_threads);
-    std::vector<float> workspace(bytes / 4 + 16, kNaN);
+    std::vector<float> workspace = make_workspace(bytes);
     score_quantile_cpu_at_level(level, params, workspace.data(), num_threads, parallel_for);
   });
 }
