@@ -47,6 +47,16 @@ def assert_matches_reference(call: Call) -> None:
     assert error.mean() <= 2.0 * plain_error.mean() + allowed.mean()
 
 
+def rounding_of_scores(magnitude: Tensor | float, head_dim: int) -> Tensor | float:
+    """What float32 can change in log p.
+
+    Args:
+        magnitude: scale times the largest sum of |q k| among the keys.
+        head_dim: D; every addition rounds, and at least eight lanes share them.
+    """
+    return 1e-5 + (8.0 + head_dim / 8.0) * 2.0**-24 * magnitude
+
+
 class KeySets:
     """Which keys must be loaded, and which may be."""
 
@@ -74,9 +84,7 @@ class KeySets:
         products = call.q.abs()[:, :, None] @ repeat(finite, group_size).mT
         magnitude = products[:, :, 0].amax(-1) if log_p.numel() > 0 else torch.zeros_like(theta)
         scale = options.get("scale") or 1.0 / math.sqrt(call.q.shape[-1])
-        # A sum of products rounds with every addition; eight lanes share them.
-        num_roundings = 8.0 + call.q.shape[-1] / 8.0
-        self.eps = 1e-5 + num_roundings * 2.0**-24 * scale * magnitude  # [B, HQ]
+        self.eps = rounding_of_scores(scale * magnitude, call.q.shape[-1])  # [B, HQ]
 
         def by_group(mask: Tensor) -> Tensor:
             return mask.reshape(batch, num_kv_heads, group_size, mask.shape[-1]).any(dim=2)

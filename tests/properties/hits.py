@@ -54,7 +54,7 @@ def decode_property(
         def check(drawn: tuple[DecodeCase, dict[str, Any]], seed: int) -> None:
             case, others = drawn
             call = make(case, seed)
-            HITS.update(classes(case, call))
+            count_classes(case, call)
             test(case, call, seed, **others)
 
         check.__signature__ = inspect.signature(check, follow_wrapped=False)  # type: ignore[attr-defined]
@@ -62,6 +62,21 @@ def decode_property(
         return given(drawn=decode_cases(fixed, more or {}), seed=SEEDS)(check)
 
     return decorate
+
+
+def expects(*names: str) -> Callable[[Any], Any]:
+    """Makes a property of another kind fail where its examples missed one of these classes."""
+
+    def decorate(test: Any) -> Any:
+        test.hypothesis.inner_test.expected_classes = lambda: set(names)
+        return test
+
+    return decorate
+
+
+def count_hits(found: dict[str, Any]) -> None:
+    """Counts the classes whose value is true, or true somewhere."""
+    HITS.update(name for name, value in found.items() if is_any(value))
 
 
 def expected_classes(fixed: dict[str, Any]) -> set[str]:
@@ -74,7 +89,7 @@ def expected_classes(fixed: dict[str, Any]) -> set[str]:
     return derived | {f"{field}={value}" for field in values for value in values[field]}
 
 
-def classes(case: DecodeCase, call: Call) -> set[str]:
+def count_classes(case: DecodeCase, call: Call) -> None:
     keys = key_sets(call)
     attended = call.attended()
     count = attended.sum(1)
@@ -99,8 +114,8 @@ def classes(case: DecodeCase, call: Call) -> set[str]:
         "nothing passes": has_keys & ~keys.passing.any(-1),
         "borderline": keys.maybe,
     }
-    fields = {f"{field}={getattr(case, field)}" for field in choices()}
-    return fields | {name for name, value in found.items() if is_any(value)}
+    count_hits(found)
+    HITS.update(f"{field}={getattr(case, field)}" for field in choices())
 
 
 def is_any(value: Any) -> bool:

@@ -208,3 +208,8 @@ def kept_rows(call: Call) -> Tensor:
 def key_sets(call: Call) -> KeySets:
     """Of the call in float64."""
     return KeySets(Call(call.q.double(), call.k.double(), call.v.double(), call.law, call.options))
+
+
+def all_bytes(tensor: Tensor) -> Tensor:
+    """Of its storage, with what lies between its rows."""
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())

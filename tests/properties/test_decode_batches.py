@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hits import decode_property
-from making import Draw, kept_rows, key_sets, plain
+from making import Draw, all_bytes, kept_rows, key_sets, plain
 
 import sift_attention as sift
 from cases import Call, tolerance
@@ -15,11 +15,6 @@ def assert_same_bits(got, expected, rows=slice(None)):
     """Compares (out, stats) with batch rows of another."""
     for a, b in zip((got[0], *got[1]), (expected[0], *expected[1]), strict=True):
         assert torch.equal(a.view(torch.uint8), b[rows].contiguous().view(torch.uint8))
-
-
-def all_bytes(tensor):
-    """Of its storage, with what lies between its rows."""
-    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
 
 
 def take_sequences(call, rows):
