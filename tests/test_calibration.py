@@ -123,7 +123,7 @@ def test_a_finished_fit_stays_while_others_are_found():
 
     def fitted_heads(count: int, renew: bool) -> list[bool]:
         before = law.clone()
-        calibration.fit(torch.tensor([count]), renew, *law)
+        calibration.fit(torch.tensor([count]), (law[0], law[1]), renew)
         return (law[0, 0] != before[0, 0]).tolist()
 
     assert fitted_heads(128, renew=True) == [True, False, True, True]

@@ -50,6 +50,7 @@ class Attention {
       const bool is_continued = law_.beta.defined() && cache_.num_keys() > k.size(2);
       detail::check_forward(q, k, options, cache_.num_keys(),
                             is_continued ? std::optional(law_.beta.size(1)) : std::nullopt);
+      if (!is_continued) forget();
       allocate_for(q);
       return q.size(2) == 1 ? step(q, all_k, all_v, options) : prompt(q, all_k, all_v, options);
     } catch (...) {
@@ -74,10 +75,11 @@ class Attention {
     return stats;
   }
 
-  // Drops the newest num_keys keys, as after rejected speculative tokens; the fit stays.
+  // Drops the newest num_keys keys, as after rejected speculative tokens. A fit that was made when
+  // there were more keys than are left is made again from the samples that are left, or is gone.
   void crop(int64_t num_keys) {
     cache_.crop(num_keys);
-    if (calibration_ && num_keys > 0) calibration_->crop(cache_.num_summed());
+    if (calibration_ && num_keys > 0) calibration_->crop(cache_.num_summed(), law_);
   }
 
   // Row b becomes row rows[b]: rows int64 [B], a step of beam search.
@@ -104,13 +106,18 @@ class Attention {
   // Returns to an empty cache, ready for other sequences. Counters stay.
   void reset() {
     cache_.reset();
+    forget();
+  }
+
+ private:
+  // The next sequences begin without a law of their own.
+  void forget() {
     law_ = TensorPowerLaw{};
     calibration_.reset();
     num_steps_ = 0;
     is_decoding_ = false;
   }
 
- private:
   void allocate_for(const at::Tensor& q) {
     const at::IntArrayRef heads = q.sizes().slice(0, 2);
     if (law_.beta.defined() && law_.beta.sizes() == heads && law_.beta.device() == q.device()) {

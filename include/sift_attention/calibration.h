@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -84,9 +86,18 @@ class Calibration {
 
   // Fits the power law and gives it to the heads that take it. A finished fit stays, unless asked
   // to renew it or the sequence has doubled since: tokens verified by speculative decoding do not
-  // move it, a new long prompt does. count int64 [B]: attended keys now.
-  void fit(const at::Tensor& count, bool renew, TensorPowerLaw& law) {
+  // move it, a new long prompt does. count int64 [B]: attended keys now; lost bool [B]: sequences
+  // whose finished fits are void.
+  void fit(const at::Tensor& count, bool renew, TensorPowerLaw& law,
+           const std::optional<at::Tensor>& lost = std::nullopt) {
     const auto [fit, ok] = fit_power_law(lengths_, quantiles_, config_.slope);
+    if (lost) {
+      const at::Tensor heads = lost->unsqueeze(1);
+      law.log_alpha.masked_fill_(heads, -std::numeric_limits<double>::infinity());
+      law.beta.masked_fill_(heads, 0.0);
+      fitted_.masked_fill_(heads, false);
+      fitted_count_.masked_fill_(*lost, 0);
+    }
     at::Tensor taken = ok;
     if (!renew) taken = ok & ((count >= 2 * fitted_count_).unsqueeze(1) | ~fitted_);
     law.log_alpha.copy_(at::where(taken, fit.log_alpha, law.log_alpha));
@@ -99,8 +110,13 @@ class Calibration {
   // Heads, over sequences, that the last fit left without a law, int64; undefined: no fit yet.
   const at::Tensor& unfitted() const { return unfitted_; }
 
-  // Forgets samples longer than count keys (int64 [B, 1]) and keeps the fit.
-  void crop(const at::Tensor& count) { lengths_.masked_fill_(lengths_ > count, 0); }
+  // Forgets samples longer than count keys (int64 [B, 1]), and fits that more keys were needed
+  // for: these are made anew from the samples that are left, or are gone.
+  void crop(const at::Tensor& count, TensorPowerLaw& law) {
+    lengths_.masked_fill_(lengths_ > count, 0);
+    const at::Tensor left = count.squeeze(1);
+    fit(left, false, law, left < fitted_count_);
+  }
 
   void select(const at::Tensor& rows) {
     for (at::Tensor* tensor : {&lengths_, &quantiles_, &fitted_, &fitted_count_}) {

@@ -99,6 +99,11 @@ class AttendedKeys:
                 self._row_lengths = self._rows.sum(-1)
         return self._row_lengths
 
+    @property
+    def begins(self) -> Tensor:
+        """Sequences that begin here: the first row attends itself at most (Tensor[B], bool)."""
+        return self.row_lengths[:, 0] <= 1
+
     def at_least(self, min_keys: int) -> Tensor:
         """Which sequences attend at least `min_keys` keys (Tensor[B, 1], bool)."""
         if self._enough is None or self._enough[0] != min_keys:

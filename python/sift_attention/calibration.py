@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -47,9 +49,10 @@ class Calibration(BatchRows):
         quantiles (Tensor[B, HQ, R], float32): quantile of the exact probabilities at that length.
         fitted (Tensor[B, HQ], bool): which heads have a fit.
         fitted_count (Tensor[B], int64): attended keys when the fit was last made.
+        is_decoding (Tensor[B], bool): a step was decoded; prompts now leave finished fits alone.
     """
 
-    ROW_TENSORS = ("lengths", "quantiles", "fitted", "fitted_count")
+    ROW_TENSORS = ("lengths", "quantiles", "fitted", "fitted_count", "is_decoding")
 
     def __init__(
         self, config: SiftConfig, batch: int, num_q_heads: int, device: torch.device
@@ -63,11 +66,19 @@ class Calibration(BatchRows):
             self.quantiles = torch.zeros(batch, num_q_heads, num_columns, device=device)
             self.fitted = torch.zeros(batch, num_q_heads, dtype=torch.bool, device=device)
             self.fitted_count = torch.zeros(batch, dtype=torch.int64, device=device)
-        mark_static(self._grid, self.lengths, self.quantiles, self.fitted, self.fitted_count)
+            self.is_decoding = torch.zeros(batch, dtype=torch.bool, device=device)
+        mark_static(self._grid, *(getattr(self, name) for name in self.ROW_TENSORS))
 
-    def crop(self, count: Tensor) -> None:
-        """Forget samples longer than `count` keys (Tensor[B, 1], int64); keep the fit."""
+    def crop(self, count: Tensor, law: tuple[Tensor, Tensor]) -> None:
+        """Forget samples longer than `count` keys, and fits that more keys were needed for.
+
+        Args:
+            count (Tensor[B, 1], int64): attended keys that are left.
+            law: as for `fit`; fitted anew where its fit is forgotten.
+        """
         self.lengths.masked_fill_(self.lengths > count, 0)
+        count = count[:, 0]
+        self.fit(count, law, renew=False, lost=count < self.fitted_count)
 
     def sample_prompt(
         self,
@@ -80,6 +91,8 @@ class Calibration(BatchRows):
     ) -> None:
         """Sample the query rows of a forward whose lengths lie on the grid.
 
+        Sequences that begin with this forward forget earlier samples.
+
         Args:
             q (Tensor[B, HQ, R, D]): query rows.
             k (Tensor[B, HK, N, D]): keys.
@@ -89,7 +102,9 @@ class Calibration(BatchRows):
             sinks (Tensor[HQ], float32, or None): sink logits.
         """
         num_lengths = sum(length <= attended.num_keys for length in self._lengths_in_grid)
+        is_earlier = (self.lengths > 0) & ~attended.begins[:, None]
         if num_lengths == 0:
+            self.lengths.mul_(is_earlier)
             return
         grid = self._grid[:num_lengths].expand(q.shape[0], -1)
         row_lengths = attended.row_lengths.contiguous()
@@ -102,8 +117,9 @@ class Calibration(BatchRows):
         previous = self.quantiles[:, :, :num_lengths]
         previous.copy_(torch.where(found[:, None], quantiles, previous))
         # Last, since a length declares a sample: an interrupt in between leaves none.
-        lengths = self.lengths[:, :num_lengths]
-        lengths.copy_(torch.where(found, grid, lengths))
+        lengths = self.lengths * is_earlier
+        lengths[:, :num_lengths] = torch.where(found, grid, lengths[:, :num_lengths])
+        self.lengths.copy_(lengths)
 
     def sample_step(
         self,
@@ -133,7 +149,13 @@ class Calibration(BatchRows):
         self.quantiles.index_copy_(2, column, quantiles)
         self.lengths.index_copy_(1, column, lengths.int())
 
-    def fit(self, count: Tensor, renew: Tensor | bool, log_alpha: Tensor, beta: Tensor) -> None:
+    def fit(
+        self,
+        count: Tensor,
+        law: tuple[Tensor, Tensor],
+        renew: Tensor | bool,
+        lost: Tensor | None = None,
+    ) -> None:
         """Fit the power law to the samples.
 
         A finished fit stays, unless asked to renew it or the sequence has doubled since: tokens
@@ -141,22 +163,28 @@ class Calibration(BatchRows):
 
         Args:
             count (Tensor[B], int64): attended keys now.
-            renew (bool or Tensor[1], bool): whether finished fits are replaced.
-            log_alpha (Tensor[B, HQ], float32): of the law, replaced where a head takes the fit.
-            beta (Tensor[B, HQ], float32): likewise.
+            law (two of Tensor[B, HQ], float32): log_alpha and beta in use, replaced in place where
+                a head takes the fit.
+            renew (bool or Tensor[1 or B], bool): whether finished fits are replaced.
+            lost (Tensor[B], bool, or None): sequences whose finished fits are void.
         """
         slope = None if self._config.slope == "fit" else float(self._config.slope)
-        law, ok = ops.fit_power_law(self.lengths, self.quantiles, slope)
-        renew = (count >= 2 * self.fitted_count) | renew
-        taken = ok & (renew[:, None] | ~self.fitted)
+        fit, ok = ops.fit_power_law(self.lengths, self.quantiles, slope)
+        log_alpha, beta, fitted, fitted_count = old = [*law, self.fitted, self.fitted_count]
+        if lost is not None:
+            heads = lost[:, None]
+            log_alpha, beta = log_alpha.masked_fill(heads, -math.inf), beta.masked_fill(heads, 0.0)
+            fitted, fitted_count = fitted & ~heads, fitted_count.masked_fill(lost, 0)
+        renew = (count >= 2 * fitted_count) | renew
+        taken = ok & (renew[:, None] | ~fitted)
         # One call, which no interrupt divides: half a law would drop rows that matter.
         torch._foreach_copy_(
-            [log_alpha, beta, self.fitted, self.fitted_count],
+            old,
             [
-                torch.where(taken, law.log_alpha, log_alpha),
-                torch.where(taken, law.beta, beta),
-                self.fitted | ok,
-                torch.where(taken.any(1), count, self.fitted_count),
+                torch.where(taken, fit.log_alpha, log_alpha),
+                torch.where(taken, fit.beta, beta),
+                fitted | ok,
+                torch.where(taken.any(1), count, fitted_count),
             ],
         )
 

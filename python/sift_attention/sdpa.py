@@ -88,6 +88,8 @@ def scaled_dot_product_attention(
         out = dense()
         if reason is None:
             state.observe(query, key, value, mask, scale=scale)
+        else:
+            state.skip(reason, query, value)
         return out
     if reason is not None:
         state.skip(reason, query, value)

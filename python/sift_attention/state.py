@@ -25,7 +25,8 @@ class SiftState(BatchRows):
     token, both with the cache as it is after the new tokens joined it; follow every change of the
     cache with `reorder`, `select`, `repeat`, `crop` or `reset`. From one call to the next each
     sequence keeps its attended keys and gains those of the new tokens; where `decode` finds more or
-    fewer than one new key, that sequence decodes exactly until the next `observe`.
+    fewer than one new key, that sequence decodes exactly until the next `observe`. A prompt whose
+    first query attends itself only begins a new sequence, with a new fit and warm-up.
 
     A call that raises, or is interrupted, may be repeated: law and samples change as a whole or not
     at all, and the sum is taken anew.
@@ -57,7 +58,7 @@ class SiftState(BatchRows):
     def __init__(self, config: SiftConfig | None = None) -> None:
         self.config = config or SiftConfig()
         self.is_allocated = False
-        self._is_decoding = False  # from here on, a prompt leaves finished fits alone
+        self._is_decoding = False  # all sequences do, as far as the host knows
         self._is_warm = self.config.warmup_steps == 0  # as far as the host knows
         self._steps_seen = 0
 
@@ -124,14 +125,20 @@ class SiftState(BatchRows):
             softcap: 0, or the cap of the scores.
             sinks (Tensor[HQ] or None): sink logits.
         """
-        self._allocate_for(q, v)
+        self._belong_to(q, k, v)
         attended = AttendedKeys.of(mask, q.shape[0], q.shape[2], k)
         self.values.is_stale = True
         if self._calibration is not None:
             scale = 1.0 / math.sqrt(q.shape[3]) if scale is None else scale
             sinks = None if sinks is None else sinks.float()
             self._calibration.sample_prompt(q, k, attended, scale, softcap, sinks)
-            self._fit(self._calibration, attended.count, renew=not self._is_decoding)
+            self._is_decoding = False
+            self._calibration.is_decoding.logical_and_(~attended.begins)
+            renew = ~self._calibration.is_decoding
+            self._fit(self._calibration, attended.count, renew, attended.begins)
+        if self.config.warmup_steps > 0:
+            self._is_warm, self._steps_seen = False, 0  # it may be: the device knows
+            self._step.masked_fill_(attended.begins.all(), 0)
         self.values.take(v, attended)
 
     def decode(
@@ -163,10 +170,12 @@ class SiftState(BatchRows):
         """
         scale = 1.0 / math.sqrt(q.shape[2]) if scale is None else scale
         sinks = None if sinks is None else sinks.float()
-        self._allocate_for(q, v)
+        self._belong_to(q, k, v)
+        if mask is None and k.shape[2] == 1 and not is_recorded(q):
+            self.reset()
         try:
             attended: AttendedKeys | int
-            is_warm = self._is_warm
+            is_warm = self._is_warm and (self.config.warmup_steps == 0 or not is_recorded(q))
             if mask is None and active is None and is_warm and not is_recorded(q):
                 # The host knows every length: no mask arithmetic on the device.
                 attended, key_mask = k.shape[2], None
@@ -202,7 +211,9 @@ class SiftState(BatchRows):
             self.counters.add(attended, lse, kept_mass, num_loaded, sinks, active)
             if isinstance(attended, AttendedKeys) and not is_warm:
                 self._warm_up(q, k, attended, scale, softcap, sinks)
-            self._is_decoding = True
+            if self._calibration is not None and (is_recorded(q) or not self._is_decoding):
+                self._calibration.is_decoding.fill_(True)
+                self._is_decoding = True
             return out  # type: ignore[no-any-return]
         except BaseException:  # interrupts, too
             self.values.is_stale = True
@@ -221,11 +232,21 @@ class SiftState(BatchRows):
         self._map_all(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def crop(self, num_keys: int) -> None:
-        """Follow a cache that lost its newest `num_keys` keys; the fit stays."""
+        """Follow a cache that lost its newest `num_keys` keys.
+
+        A fit that was made when there were more keys than are left is made again from the samples
+        that are left, or is gone.
+
+        Raises:
+            ValueError: `num_keys` is negative.
+        """
+        if num_keys < 0:
+            raise ValueError(f"SiftState.crop: num_keys must not be negative, got {num_keys}")
         if self.is_allocated and num_keys > 0:
             self.values.crop(num_keys)
             if self._calibration is not None:
-                self._calibration.crop(self.values.count)
+                self._calibration.crop(self.values.count, (self.log_alpha, self.beta))
+                self._count_unfitted(self._calibration)
 
     def crop_to(self, length: int) -> None:
         """Follow a cache that was cropped to `length` keys, wherever this state has got to."""
@@ -247,24 +268,60 @@ class SiftState(BatchRows):
             self.beta.zero_()
 
     def skip(self, reason: str, q: Tensor, v: Tensor) -> None:
-        """Count a decode step that ran dense, without this state.
+        """Take note of a forward that ran dense, without this state; count it if a decode step.
 
         Args:
             reason: one of `counters.DENSE_REASONS`.
-            q (Tensor[B, HQ, 1, D]): the query.
+            q (Tensor[B, HQ, R, D]): the queries.
             v (Tensor[B, HK, N, D]): values.
         """
         self._allocate_for(q, v)
         self.values.is_stale = True
-        self.counters.add_dense(reason)
+        if q.shape[2] == 1:
+            self.counters.add_dense(reason)
 
     def _allocate_for(self, q: Tensor, v: Tensor) -> None:
         if not self.is_allocated:
             batch, num_kv_heads, _, head_dim = v.shape
             self.allocate(batch, q.shape[1], num_kv_heads, head_dim, v.dtype, v.device)
 
-    def _fit(self, calibration: Calibration, count: Tensor, renew: Tensor | bool) -> None:
-        calibration.fit(count, renew, self.log_alpha, self.beta)
+    def _belong_to(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Allocate for these tensors, or refuse them if they belong to another state."""
+        if not k.dim() == v.dim() == 4 or v.shape[:3] != k.shape[:3] or q.shape[0] != k.shape[0]:
+            raise ValueError(
+                "SiftState: k and v must have shape [B, HK, N, D] with the batch of q, got "
+                f"{tuple(k.shape)}, {tuple(v.shape)} and {tuple(q.shape)}"
+            )
+        num_q_heads, num_kv_heads = q.shape[1], k.shape[1]
+        if num_kv_heads == 0 or num_q_heads == 0 or num_q_heads % num_kv_heads != 0:
+            raise ValueError(
+                "SiftState: the heads of q must be a positive multiple of the heads of k, "
+                f"got {num_q_heads} and {num_kv_heads}"
+            )
+        self._allocate_for(q, v)
+        sizes = (*self.log_alpha.shape, *self.values.sums.shape[1:])
+        got = (q.shape[0], num_q_heads, num_kv_heads, v.shape[3])
+        if got != sizes:
+            raise ValueError(
+                f"SiftState: q and v must have the state's [B, HQ, HK, D] = {sizes}, got {got}"
+            )
+        if q.device != self.log_alpha.device:
+            raise ValueError(
+                f"SiftState: q must be on the state's device {self.log_alpha.device}, "
+                f"got {q.device}"
+            )
+
+    def _fit(
+        self,
+        calibration: Calibration,
+        count: Tensor,
+        renew: Tensor,
+        lost: Tensor | None = None,
+    ) -> None:
+        calibration.fit(count, (self.log_alpha, self.beta), renew, lost)
+        self._count_unfitted(calibration)
+
+    def _count_unfitted(self, calibration: Calibration) -> None:
         self.counters.unfitted.copy_((~calibration.fitted).sum())
 
     def _warm_up(

@@ -118,7 +118,7 @@ def sift_attention_forward(
         return out.unsqueeze(1), None
     if reason is None:
         state.observe(query, key, value, attended, scale=scaling, softcap=softcap, sinks=sinks)
-    elif num_rows == 1:
+    else:
         state.skip(reason, query, value)
     return dense(module, query, key, value, attention_mask, scaling, dropout, kwargs)
 
