@@ -46,7 +46,7 @@ def run(quick: bool) -> Reading:
 
 def _read(quick: bool) -> Reading:
     heading("1  A trained byte model reads the Python standard library")
-    model = AutoModelForCausalLM.from_pretrained(MODEL).eval()
+    model = AutoModelForCausalLM.from_pretrained(MODEL, local_files_only=True).eval()
     say(
         f"A Llama-type model of {model.num_parameters() / 1e6:.2f} M parameters, trained by a "
         "script in this repository, reads a file that it has not seen and continues it. Left: "

@@ -77,7 +77,7 @@ def main() -> None:
     folder = parser.parse_args().model
     previous = folder / "evidence.json"
     training = json.loads(previous.read_text())["training"] if previous.exists() else []
-    write(folder, AutoModelForCausalLM.from_pretrained(folder), training)
+    write(folder, AutoModelForCausalLM.from_pretrained(folder, local_files_only=True), training)
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def main() -> None:
     if arguments.model is None:
         model, curriculum, rate, runs = new_model(), FROM_SCRATCH, 1.0, []
     else:
-        model = LlamaForCausalLM.from_pretrained(arguments.model).train()
+        model = LlamaForCausalLM.from_pretrained(arguments.model, local_files_only=True).train()
         curriculum, rate = CONTINUED, CONTINUED_RATE
         runs = json.loads((arguments.model / "evidence.json").read_text())["training"]
     start = time.monotonic()

@@ -26,7 +26,9 @@ def main() -> int:
     parser.add_argument("--c", type=float, default=2.0, help="SiftConfig's c; 0 is exact (2)")
     parser.add_argument("--min-keys", type=int, default=256, help="SiftConfig's min_keys (256)")
     arguments = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="auto").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.model, dtype="auto", local_files_only=True
+    ).eval()
     try:
         config = sift.SiftConfig(c=arguments.c, min_keys=arguments.min_keys)
         exported = sift.hf.export(model, config)

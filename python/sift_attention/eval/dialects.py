@@ -10,6 +10,7 @@ import numpy as np
 from transformers import AutoConfig, AutoTokenizer
 
 from .corpus import Split, read_standard_library
+from .local import LOCAL_ONLY
 from .pieces import Pieces
 from .prompts import PROMPTS
 from .tasks import EVALUATION_TASKS
@@ -47,7 +48,7 @@ def tasks_of(model_folder: str | Path, split: Split = "held_out") -> dict[str, D
     folder = Path(model_folder)
     check_vocabulary("tasks_of: model_folder", folder)
     if _has_tokenizer(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL_ONLY)
         pieces = Pieces(tokenizer, split)
         return {name: _drawing(PROMPTS[name], pieces) for name in EVALUATION_TASKS}
     corpus = read_standard_library(split)
@@ -58,7 +59,7 @@ def check_vocabulary(argument: str, folder: Path) -> None:
     """Refuse, as the value of `argument`, a model whose tokens the tasks cannot be told in."""
     if _has_tokenizer(folder):
         return
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, **LOCAL_ONLY)
     vocab_size = config.get_text_config().vocab_size
     if vocab_size != VOCAB_SIZE:
         raise ValueError(

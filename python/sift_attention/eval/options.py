@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ..hf.enable import check_attention
 from .cells import DRIFT_PROMPT, MIN_LENGTH, file_of, operator_settings
 from .dialects import check_vocabulary
+from .local import LOCAL_ONLY
 from .policies import families
 from .tasks import EVALUATION_TASKS
 
@@ -129,7 +130,13 @@ class Options:
         folder = self.folder
         has_config = (folder / "config.json").exists()
         _require("--model", folder, "a folder with config.json and weights", has_config)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        try:
+            config = AutoConfig.from_pretrained(folder, **LOCAL_ONLY)
+        except ValueError as error:
+            raise RefusedError(
+                "eval: --model must be of a type that transformers knows without code from the "
+                f"folder, got {folder}"
+            ) from error
         try:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
@@ -140,6 +147,8 @@ class Options:
             raise RefusedError(
                 sentence if sentence.startswith("eval") else f"eval: {sentence}"
             ) from error
+        has_weights = any(folder.glob("*.safetensors"))
+        _require("--model", folder, "a folder with weights as safetensors", has_weights)
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         if positions is not None:
             most = f"at most the {positions} positions of the model"

@@ -28,6 +28,12 @@ img { max-width: 100%; margin-top: 1em }
 code { background: #f3f3f3; padding: 0 .2em }
 """
 
+# For the browser: the page needs nothing beside itself, and has no scripts.
+_POLICY = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+)
+
 
 @dataclass(frozen=True)
 class Heading:
@@ -93,7 +99,7 @@ def page(blocks: Sequence[Block], folder: Path) -> str:
     title = next((b.text for b in blocks if isinstance(b, Heading)), "")
     body = "\n".join(_html(block, folder) for block in blocks)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{_POLICY}'
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,8 +41,8 @@ class Condition:
 
     @property
     def file_name(self) -> str:
-        """Part of a file name."""
-        return f"{self.task}_{self.length}"
+        """Part of a file name, whatever results.json says."""
+        return re.sub(r"[^\w-]", "_", f"{self.task}_{self.length}")
 
 
 @dataclass(frozen=True)
