@@ -77,6 +77,10 @@ asan: env  ## run the CPU tests under AddressSanitizer and UndefinedBehaviorSani
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
 	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) $(ARGS)
 
+.PHONY: fuzz
+fuzz: build  ## try every property on 5,000 random inputs, about half an hour; ARGS goes to pytest
+	@HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/properties $(ARGS)
+
 .PHONY: lint
 lint: env  ## check style and types
 	$(BIN)/ruff check .

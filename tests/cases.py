@@ -62,6 +62,12 @@ def assert_same_path(got: Tensor, expected: Tensor) -> None:
         assert torch.equal(got, expected)
 
 
+def assert_same_bits(got: Any, expected: Any, rows: Any = slice(None)) -> None:
+    """Compares two (out, stats), one with some batch rows of the other."""
+    for a, b in zip((got[0], *got[1]), (expected[0], *expected[1]), strict=True):
+        assert torch.equal(a.view(torch.uint8), b[rows].contiguous().view(torch.uint8))
+
+
 @dataclass(frozen=True)
 class Case:
     """One kind of decode call."""

@@ -9,9 +9,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import sift_attention as sift
 from bad_calls import GOOD_CALLS
-from cases import Call, Case, make_call, tolerance
+from cases import Call, Case, assert_same_bits, make_call, tolerance
 from oracle import assert_matches_reference
-from test_decode_bits import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("cuda")
 

@@ -10,12 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
-import sift_attention as sift
-from cases import DTYPES, LAYOUTS, Call, Case, make_call, on_cuda, strided_copy, tolerance
+from cases import (
+    DTYPES,
+    LAYOUTS,
+    Call,
+    Case,
+    assert_same_bits,
+    make_call,
+    on_cuda,
+    strided_copy,
+    tolerance,
+)
+from levels import LEVELS
 
 pytestmark = pytest.mark.usefixtures("device")
-
-ISA_LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 
 # Long enough to be split among threads, with odd lengths, a mask and every extra.
 BUSY = [
@@ -23,12 +31,6 @@ BUSY = [
     for dtype in DTYPES
     for layout in LAYOUTS
 ]
-
-
-def assert_same_bits(got, expected, rows=slice(None)):
-    """Compares (out, stats) with the given batch rows of another."""
-    for a, b in zip((got[0], *got[1]), (expected[0], *expected[1]), strict=True):
-        assert torch.equal(a.view(torch.uint8), b[rows].contiguous().view(torch.uint8))
 
 
 @pytest.mark.parametrize("case", BUSY, ids=str)
@@ -72,21 +74,6 @@ def test_concurrent_calls():
             assert_same_bits(got, want)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_batch_mates(dtype):
-    call = make_call(Case(batch=4, seq_lens=(130, 0, 77, 1), dtype=dtype, law="per_head"))
-    together = call.run()
-    for b in range(4):
-        one = slice(b, b + 1)
-        options = {
-            name: value[one] if isinstance(value, torch.Tensor) else value
-            for name, value in call.options.items()
-        }
-        law = sift.PowerLaw(call.law.log_alpha[one], call.law.beta[one])
-        alone = Call(call.q[one], call.k[one], call.v[one], law, options)
-        assert_same_bits(alone.run(), together, one)
-
-
 @pytest.mark.parametrize("num_padded", [1, 7, 8, 64, 1001])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_left_padding(num_padded, dtype):
@@ -105,59 +92,8 @@ def test_left_padding(num_padded, dtype):
     torch.testing.assert_close(stats.lse, expected[1].lse)
 
 
-@pytest.mark.parametrize("num_added", [1, 64, 777])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_capacity(num_added, dtype):
-    call = make_call(Case(capacity=700, dtype=dtype))
-    expected = call.run()
-    for name in ("k", "v"):
-        rows = getattr(call, name)
-        tail = rows.new_full((2, 2, num_added, 64), math.nan)
-        setattr(call, name, torch.cat([rows, tail], dim=2))
-    call.options["seq_lens"] = torch.tensor([700, 700], dtype=torch.int32)
-    assert_same_bits(call.run(), expected)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", ["strided", "paged"])
-def test_layout(layout, dtype):
-    case = {"capacity": 800, "seq_lens": (777, 790), "dtype": dtype}
-    expected = make_call(Case(**case)).run()
-    assert_same_bits(make_call(Case(layout=layout, **case)).run(), expected)
-
-
-def test_expanded_heads_and_batch():
-    call = make_call(Case(batch=2, num_kv_heads=8))
-    call.k, call.v = call.k[:1, :1].expand_as(call.k), call.v[:1, :1].expand_as(call.v)
-    call.options["v_sum"] = call.v.sum(2, dtype=torch.float32)
-    expanded = call.run()
-    call.k, call.v = call.k.contiguous(), call.v.contiguous()
-    assert_same_bits(expanded, call.run())
-
-
-def test_misaligned_rows():
-    call = make_call(Case(capacity=300))
-    expected = call.run()
-    for name in ("q", "k", "v"):
-        rows = getattr(call, name)
-        storage = rows.new_empty(rows.numel() + 1)
-        setattr(call, name, storage[1:].view(rows.shape).copy_(rows))
-    assert_same_bits(call.run(), expected)
-
-
-@pytest.mark.parametrize("case", BUSY, ids=str)
-def test_inputs_are_only_read(case):
-    call = make_call(case)
-    tensors = [call.q, call.k, call.v]
-    tensors += [value for value in call.options.values() if isinstance(value, torch.Tensor)]
-    copies = [tensor.clone() for tensor in tensors]
-    call.run()
-    for tensor, copy in zip(tensors, copies, strict=True):
-        assert torch.equal(tensor.nan_to_num(7.0), copy.nan_to_num(7.0))
-
-
 @pytest.mark.cpu_only
-@pytest.mark.parametrize("level", ISA_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set(level):
     """The comparison with the reference, in a process that is held to one level."""
     here = Path(__file__).parent

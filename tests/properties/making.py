@@ -24,8 +24,8 @@ def make(case: DecodeCase, seed: int) -> Call:
     batch, num_kv_heads, capacity = len(case.lengths), case.num_kv_heads, case.capacity
     q = draw.normal(batch, case.num_q_heads, case.head_dim)
     rows = (
-        1 if case.shared == "sequences" else batch,
-        1 if case.shared == "heads" else num_kv_heads,
+        1 if case.shared in ("sequences", "both") else batch,
+        1 if case.shared in ("heads", "both") else num_kv_heads,
         capacity,
         case.head_dim,
     )

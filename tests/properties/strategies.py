@@ -47,7 +47,7 @@ class DecodeCase:
     mask: str | None
     block_size: int | None  # of a paged cache
     unmapped: bool  # a page of a paged cache
-    shared: str | None  # the dimension along which K and V are expanded
+    shared: str | None  # dimensions along which K and V are expanded
     q_view: View
     k_view: View
     v_view: View
@@ -81,7 +81,7 @@ def choices() -> dict[str, tuple[Any, ...]]:
         "mask": (None, "left padding", "holes"),
         "block_size": (None, 1, 5, 16, 64),
         "unmapped": (False, True),
-        "shared": (None, "sequences", "heads"),
+        "shared": (None, "sequences", "heads", "both"),
         "scores": ("normal", "flat", "ties", "spiky", "deeply negative", "minus infinity"),
         "scale": (None, 0.01, 0.5),
         "softcap": (0.0, 0.5, 30.0),
@@ -140,9 +140,9 @@ def draw_lengths(random: Random, fields: dict[str, Any]) -> tuple[int, ...]:
     edges = [edge for edge in EDGES if edge <= longest]
 
     def draw_length() -> int:
-        kind = random.choice(("edge", "any", "edge", "long"))
-        if kind == "any":
-            return random.randint(0, min(longest, 300))
+        kind = random.choice(("few", "any", "edge", "long"))
+        if kind in ("few", "any"):
+            return random.randint(0, 3 if kind == "few" else min(longest, 300))
         return random.choice(edges if kind == "edge" else edges[-2:])
 
     if random.choice((True, False)):

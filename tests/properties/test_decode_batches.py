@@ -6,15 +6,9 @@ from hits import decode_property
 from making import Draw, all_bytes, kept_rows, key_sets, plain
 
 import sift_attention as sift
-from cases import Call, tolerance
+from cases import Call, assert_same_bits, tolerance
 
 pytestmark = pytest.mark.usefixtures("device")
-
-
-def assert_same_bits(got, expected, rows=slice(None)):
-    """Compares (out, stats) with batch rows of another."""
-    for a, b in zip((got[0], *got[1]), (expected[0], *expected[1]), strict=True):
-        assert torch.equal(a.view(torch.uint8), b[rows].contiguous().view(torch.uint8))
 
 
 def take_sequences(call, rows):
@@ -31,6 +25,7 @@ def take_sequences(call, rows):
     return Call(call.q[rows], k, v, law, options)
 
 
+@pytest.mark.row(28)
 @decode_property()
 def test_a_batch_is_its_sequences(case, call, seed):
     together = call.run()
@@ -41,6 +36,7 @@ def test_a_batch_is_its_sequences(case, call, seed):
         assert_same_bits(take_sequences(call, one).run(), together, one)
 
 
+@pytest.mark.row(17, 18, 19)
 @decode_property()
 def test_where_it_lies_in_memory(case, call, seed):
     """Views of any strides, pages in any order and the same numbers packed and masked."""

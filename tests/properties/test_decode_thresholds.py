@@ -13,6 +13,7 @@ from cases import assert_same_path
 pytestmark = pytest.mark.usefixtures("device")
 
 
+@pytest.mark.row(11)
 @decode_property()
 def test_the_loaded_rows_are_those_above_the_threshold(case, call, seed):
     """No key outside the band of rounding may be loaded or left out against the law."""
@@ -24,6 +25,7 @@ def test_the_loaded_rows_are_those_above_the_threshold(case, call, seed):
     assert torch.equal(kept.sum(-1).int(), stats.num_loaded)
 
 
+@pytest.mark.row(10)
 @decode_property(law=("zero", "nan"))
 def test_a_threshold_of_zero_is_exact_attention(case, call, seed):
     out, stats = call.run()
@@ -35,6 +37,7 @@ def test_a_threshold_of_zero_is_exact_attention(case, call, seed):
     assert torch.equal(stats.num_loaded, exact_stats.num_loaded)
 
 
+@pytest.mark.row(9, 13)
 @decode_property(law="one")
 def test_a_threshold_above_every_p_loads_one_row(case, call, seed):
     out, stats = call.run()

@@ -5,6 +5,7 @@ import io
 import pickle
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hits import count_hits, expects
 from hypothesis import given
@@ -158,6 +159,7 @@ def count_classes(program, state):
     )
 
 
+@pytest.mark.row(36)
 @state_property
 def test_a_batch_is_its_sequences_whatever_happens_to_it(program, seed):
     """The same steps, saved, copied and rearranged, as without interruption and alone."""
