@@ -60,6 +60,10 @@ test-cpp: build  ## run the C++ tests (Catch2; from Debian where there is none)
 test-py: build  ## run the Python tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --timeout=300 -n $(TEST_WORKERS) --junitxml=build/pytest.xml
 
+.PHONY: endurance
+endurance: build  ## 10,000 requests, 8 threads, forks, interrupts, 100,000 steps: some 15 minutes
+	@SIFT_ENDURANCE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s --timeout=1800 tests/endurance $(ARGS)
+
 # GCC's, because its runtime is a library that Python can be made to load first. Without libstdc++
 # beside it the first C++ exception would end the program.
 .PHONY: asan

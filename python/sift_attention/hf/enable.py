@@ -36,7 +36,7 @@ class Handle:
     def __init__(self, model: Any, config: SiftConfig) -> None:
         self.model = model
         self.config = config
-        self._totals = Totals()
+        self._totals = Totals(owner=id(model))
         self._argument_names = list(inspect.signature(type(model).forward).parameters)[1:]
         self._was_called = False
         self._previous = switch_attention(model, NAME, "enable")
@@ -147,7 +147,8 @@ def enable(model: PreTrainedModel, config: SiftConfig | None = None) -> Handle:
     Steps that cannot be sifted (several query tokens, sliding windows, training, additive masks,
     dtypes or head sizes that the operator lacks) run dense and are counted with their reason. Call
     the model itself: calls of a module inside it, and of its `forward` compiled under another name,
-    are dense and not counted.
+    are dense and not counted. Threads may share an enabled model; enable it before they start and
+    disable it after they end.
 
     Args:
         model: a decoder, the text decoder of a vision-language model, or an encoder-decoder, of
