@@ -172,6 +172,16 @@ def check_whole(cache: Any) -> None:
         )
 
 
+def _check_owner(cache: Any, old: Totals | None, new: Totals) -> None:
+    """Refuse a cache that holds tokens of another model; copies and pickles are of none."""
+    is_other = old is not None and None not in (old.owner, new.owner) and old.owner != new.owner
+    if is_other and int(cache.get_seq_length()) > 0:
+        raise ValueError(
+            "forward: past_key_values must be empty or filled by this model, got one that another "
+            "model filled; where both have the same weights, pass copy.deepcopy(past_key_values)"
+        )
+
+
 def adopt(cache: Any, config: SiftConfig, totals: Totals) -> CacheState:
     """Give a cache sifting states, in place; again for another configuration.
 
@@ -182,12 +192,17 @@ def adopt(cache: Any, config: SiftConfig, totals: Totals) -> CacheState:
 
     Returns:
         CacheState: the states it carries from now on.
+
+    Raises:
+        ValueError: another model filled the cache.
     """
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
     state: CacheState | None = getattr(cache, "sift_state", None)
     if state is not None and state.config is config and state.totals is totals:
         return state
+    if state is not None:
+        _check_owner(cache, state.totals, totals)
     if state is None:
         stock: Any = type(cache)
         cache.__class__ = _sifting_class(stock)

@@ -121,9 +121,14 @@ class SiftStats:
 
 
 class Totals:
-    """The counters of a model's layers, shared by all of its caches."""
+    """The counters of a model's layers, shared by all of its caches.
 
-    def __init__(self) -> None:
+    Args:
+        owner: a number that tells the model from others; None: of no model in particular.
+    """
+
+    def __init__(self, owner: int | None = None) -> None:
+        self.owner = owner
         self._counters: dict[tuple[int, torch.device], Counters] = {}
 
     def counters(
