@@ -29,7 +29,7 @@ from reports import write_json
 
 RESULT = compat_table.RESULT
 # What touches torch, transformers and Python: not the evaluation, the benchmarks, the build and the
-# C++ interface, nor tests of numbers alone that take long. A file that is not there is left out.
+# C++ interface, nor tests of numbers alone that take long.
 TESTS = (
     *("calibration", "contract", "decode", "errors", "estimator", "fit_power_law", "law"),
     *("loading", "schema", "score_quantile", "sdpa", "state", "value_sum"),
@@ -60,18 +60,20 @@ def test(cell: Cell, log: Path) -> dict[str, Any]:
         return {**row, "failed": 1, "missing": f"{Path(error.cmd[0]).name} failed"}
     report = WORK / f"{cell}.xml"
     report.unlink(missing_ok=True)
-    files = [
-        ROOT / "tests" / folder / f"test_{name}.py"
-        for folder, _, name in (test.rpartition("/") for test in TESTS)
-    ]
     options = ("-q", "-p", "no:cacheprovider", "--timeout=600", f"--junitxml={report}")
     try:
-        run(interpreter, "-m", "pytest", *options, *filter(Path.exists, files), log=log,
+        run(interpreter, "-m", "pytest", *options, *files(), log=log,
             OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")  # fmt: skip
     except subprocess.CalledProcessError:
         if not report.exists():
             return {**row, "failed": 1, "missing": "pytest failed before the tests"}
     return {**row, **count(report)}
+
+
+def files() -> list[Path]:
+    """The files of TESTS."""
+    places = (name.rpartition("/") for name in TESTS)
+    return [ROOT / "tests" / folder / f"test_{name}.py" for folder, _, name in places]
 
 
 def count(report: Path) -> dict[str, Any]:
