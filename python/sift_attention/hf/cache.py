@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer, EncoderDecoderCache, StaticLa
 from ..config import SiftConfig
 from ..state import SiftState
 from .growing_layer import GrowingLayer
+from .pipeline import PipelinedCache
 from .stats import Totals
 
 
@@ -23,6 +24,7 @@ class CacheState:
         config: what the layers do.
         totals: where they count; None: each by itself, as in copies and pickles of a cache until
             they are adopted.
+        held: layers that this process holds; None: all.
 
     Attributes:
         layers (dict[int, SiftState]): by `layer_idx`.
@@ -31,9 +33,12 @@ class CacheState:
         in_forward (bool): a forward is at work on the cache, or was interrupted.
     """
 
-    def __init__(self, config: SiftConfig, totals: Totals | None) -> None:
+    def __init__(
+        self, config: SiftConfig, totals: Totals | None, held: range | None = None
+    ) -> None:
         self.config = config
         self.totals = totals
+        self.held = held
         self.layers: dict[int, SiftState] = {}
         self.sliding: frozenset[int] = frozenset()
         self.pad_token: Tensor | None = None
@@ -73,7 +78,7 @@ class CacheState:
         return {**self.__dict__, "totals": None}
 
 
-class SiftingCache:
+class SiftingCache(PipelinedCache):
     """Mixed into a cache's class: its layers' states follow whatever happens to its rows."""
 
     sift_state: CacheState
@@ -104,9 +109,9 @@ class SiftingCache:
         """Drop the newest tokens."""
         self._raise_if_static()
         with self._following() as states:
-            length = self.get_seq_length()  # type: ignore[attr-defined]
+            length = self.get_seq_length()
             super().crop(*args, **kwargs)  # type: ignore[misc]
-            left = self.get_seq_length()  # type: ignore[attr-defined]
+            left = self.get_seq_length()
             for state in states if left < length else []:
                 state.crop_to(left)
 
@@ -143,7 +148,7 @@ class SiftingCache:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle by the stock class, since this one has no importable name."""
-        stock: Any = type(self).__mro__[2]
+        stock: Any = type(self).__bases__[1]
         return _sifting_like, (stock,), self.__dict__
 
 
@@ -157,13 +162,16 @@ def _sifting_like(stock: Any) -> Any:
     return sifting.__new__(sifting)
 
 
-def check_whole(cache: Any) -> None:
-    """Refuse a cache of which an interrupted forward left some layers longer than others."""
-    lengths = [
-        int(layer.get_seq_length())
-        for layer in cache.layers
-        if isinstance(layer, (DynamicLayer, StaticLayer))
-    ]
+def check_whole(cache: Any, held: range | None) -> None:
+    """Refuse a cache of which an interrupted forward left some layers longer than others.
+
+    Args:
+        cache (Cache): the cache.
+        held: layers that this process holds; None: all.
+    """
+    layers = cache.layers if held is None else cache.layers[held.start : held.stop]
+    counting = (layer for layer in layers if isinstance(layer, (DynamicLayer, StaticLayer)))
+    lengths = [int(layer.get_seq_length()) for layer in counting]
     if len(set(lengths)) > 1:
         raise ValueError(
             "forward: past_key_values must hold the same tokens in all layers, got "
@@ -182,13 +190,14 @@ def _check_owner(cache: Any, old: Totals | None, new: Totals) -> None:
         )
 
 
-def adopt(cache: Any, config: SiftConfig, totals: Totals) -> CacheState:
+def adopt(cache: Any, config: SiftConfig, totals: Totals, held: range | None = None) -> CacheState:
     """Give a cache sifting states, in place; again for another configuration.
 
     Args:
         cache (Cache): of any class; of an encoder-decoder cache, the self-attention part.
         config: what its layers shall do.
         totals: where they shall count.
+        held: layers that this process holds; None: all.
 
     Returns:
         CacheState: the states it carries from now on.
@@ -213,10 +222,10 @@ def adopt(cache: Any, config: SiftConfig, totals: Totals) -> CacheState:
             if cache.layer_class_to_replicate is DynamicLayer:
                 cache.layer_class_to_replicate = GrowingLayer
     if state is None or state.config != config:
-        state = cache.sift_state = CacheState(config, totals)
+        state = cache.sift_state = CacheState(config, totals, held)
         state.sliding = frozenset(i for i, sliding in enumerate(cache.is_sliding) if sliding)
     else:
-        state.config = config
+        state.config, state.held = config, held
         state.count_in(totals)
     return state
 
@@ -234,7 +243,8 @@ def preallocate(cache: Any, num_layers: int, group_size: int) -> None:
     layers: list[Any] = cache.layers
     if not layers or not all(isinstance(x, StaticLayer) and x.is_initialized for x in layers):
         return
-    for layer_idx in range(num_layers):
+    held = cache.sift_state.held
+    for layer_idx in range(num_layers) if held is None else held:
         values = layers[min(layer_idx, len(layers) - 1)].values
         batch, num_kv_heads = values.shape[:2]
         cache.sift_state.layer(layer_idx, batch, num_kv_heads * group_size, values)

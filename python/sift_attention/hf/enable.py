@@ -15,10 +15,13 @@ from transformers.cache_utils import Cache
 from ..config import SiftConfig
 from .attention import NAME, Forward, raise_unsupported
 from .cache import adopt, check_whole, preallocate
+from .pipeline import held_layers
 from .stats import SiftStats, Totals
 
 # Models that attend through the attention interface without declaring it.
 UNDECLARED = frozenset({"BartForConditionalGeneration"})
+# Methods of the model that call those of the handle while it is enabled.
+REPLACED = ("_prepare_cache_for_generation", "_has_unfinished_sequences")
 
 
 class Handle:
@@ -38,14 +41,17 @@ class Handle:
         self.config = config
         self._totals = Totals(owner=id(model))
         self._argument_names = list(inspect.signature(type(model).forward).parameters)[1:]
+        self._held = held_layers(model)
         self._was_called = False
+        self._is_idle = False  # this process only keeps others company in their forwards
         self._previous = switch_attention(model, NAME, "enable")
         self._hooks = (
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, with_kwargs=True),
         )
         model.sift_handle = self
-        model._prepare_cache_for_generation = self._prepare_cache_for_generation
+        for name in REPLACED:
+            setattr(model, name, getattr(self, name))
         model.init_continuous_batching = raise_unsupported
 
     def stats(self) -> SiftStats:
@@ -63,7 +69,9 @@ class Handle:
             return
         for hook in self._hooks:
             hook.remove()
-        del model.sift_handle, model._prepare_cache_for_generation, model.init_continuous_batching
+        del model.sift_handle, model.init_continuous_batching
+        for name in REPLACED:
+            delattr(model, name)
         # Before transformers 5.17 a static cache stays on the model between calls of generate.
         model.__dict__.pop("_cache", None)
         switch_attention(model, self._previous, "disable")
@@ -94,14 +102,16 @@ class Handle:
             cache = DynamicCache(config=model.config)
             kwargs = {**kwargs, "past_key_values": cache}
         if isinstance(cache, Cache):
-            state = adopt(cache, self.config, self._totals)
+            state = adopt(cache, self.config, self._totals, self._held)
             if not is_compiling:
                 if state.in_forward:
-                    check_whole(cache)
+                    check_whole(cache, self._held)
                 state.in_forward = True
             tokens = kwargs.get("input_ids", args[0] if args else None)
             active = None
-            if state.pad_token is not None and tokens is not None:
+            if self._is_idle and tokens is not None:
+                active = torch.zeros_like(tokens[:, 0], dtype=torch.bool)
+            elif state.pad_token is not None and tokens is not None:
                 batch, num_rows = tokens.shape
                 if batch > 1 and num_rows == 1:  # a single sequence ends with generate
                     active = tokens[:, 0] != state.pad_token
@@ -130,7 +140,7 @@ class Handle:
         result = prepare(model, generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         if isinstance(cache, Cache):
-            state = adopt(cache, self.config, self._totals)
+            state = adopt(cache, self.config, self._totals, self._held)
             # Without an end token no row ever finishes.
             ends = getattr(generation_config, "_eos_token_tensor", None) is not None
             state.pad_token = generation_config._pad_token_tensor if ends else None
@@ -139,6 +149,16 @@ class Handle:
             group_size = text.num_attention_heads // num_kv_heads
             preallocate(cache, text.num_hidden_layers, group_size)
         return result
+
+    def _has_unfinished_sequences(
+        self, this_peer_finished: Any, synced_gpus: bool, device: torch.device
+    ) -> bool:
+        """Notice that other processes are not done, so that `generate` goes on without effect."""
+        proceeds: bool = type(self.model)._has_unfinished_sequences(
+            self.model, this_peer_finished, synced_gpus, device=device
+        )
+        self._is_idle = synced_gpus and proceeds and bool(this_peer_finished)
+        return proceeds
 
 
 def enable(model: PreTrainedModel, config: SiftConfig | None = None) -> Handle:

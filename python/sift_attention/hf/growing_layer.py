@@ -48,6 +48,11 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.keys, self.values = self._views = keys, values
         return keys, values
 
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Drop the newest tokens; a layer that another process of a pipeline holds has none."""
+        if self.is_initialized:
+            super().crop(*args, **kwargs)
+
     def reset(self) -> None:
         """Return to an empty layer."""
         # Before transformers 5.18 the stock layer zeroes its tensors but keeps their length.
