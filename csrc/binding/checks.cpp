@@ -51,10 +51,12 @@ int64_t check_head_dim(const Checker& checker, const Argument& q) {
 
 KVLayout layout(const Argument& cache, bool paged) {
   const int64_t head_axis = paged ? 2 : 1;
+  // The stride of a single row may be any number, also one that overflows in bytes.
+  const auto stride = [&](int64_t axis) { return cache.sizes[axis] > 1 ? cache.strides[axis] : 0; };
   return {.data = cache.data<void>(),
-          .stride_b = cache.strides[0],
-          .stride_h = cache.strides[head_axis],
-          .stride_n = cache.strides[3 - head_axis]};
+          .stride_b = stride(0),
+          .stride_h = stride(head_axis),
+          .stride_n = stride(3 - head_axis)};
 }
 
 // The numbers of a contiguous float32 argument.

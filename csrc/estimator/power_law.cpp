@@ -43,7 +43,10 @@ PowerLaw PowerLaw::uniform(double c) {
 }
 
 double PowerLaw::predict(double length) const {
-  return std::min(std::exp(log_alpha - beta * std::log(std::max(length, 1.0))), 1.0);
+  if (std::isnan(length)) return length;
+  const double decay = beta == 0.0 ? 0.0 : beta * std::log(std::max(length, 1.0));
+  const double log_theta = log_alpha - decay;
+  return std::isnan(log_theta) ? 0.0 : std::exp(std::min(log_theta, 0.0));
 }
 
 std::string_view describe(FitStatus status) {

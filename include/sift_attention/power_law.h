@@ -21,7 +21,8 @@ struct PowerLaw {
   // Throws std::invalid_argument unless c is finite and at least 0.
   static PowerLaw uniform(double c);
 
-  // theta at S = length attended keys, at most 1. Lengths below 1 count as 1; NaN gives NaN.
+  // theta at S = length attended keys, at most 1. Lengths below 1 count as 1; NaN gives NaN. Where
+  // the law is no number (inf - inf) it is 0, which keeps every key, as in the operators.
   double predict(double length) const;
 };
 

@@ -218,6 +218,9 @@ TEST_CASE("predictions stay in [0, 1]") {
   CHECK(std::isnan(law.predict(kNan)));
   CHECK(PowerLaw{kInf, 1.0}.predict(100.0) == 1.0);
   CHECK(PowerLaw{-1.0, 400.0}.predict(1e12) == 0.0);
+  CHECK(PowerLaw::exact().predict(kInf) == 0.0);
+  CHECK(close(PowerLaw{-1.0, 0.0}.predict(kInf), std::exp(-1.0), 1e-15));
+  CHECK(PowerLaw{kInf, 1e308}.predict(100.0) == 0.0);  // inf - inf
 }
 
 TEST_CASE("uniform and exact laws") {

@@ -111,10 +111,14 @@ Sequence find_attended_keys(const AttendedKeys& keys, int64_t b, int64_t capacit
 
 void find_rows(const RowSource& source, int64_t chunk, const int32_t* selected, int64_t count,
                int32_t* positions, const void** rows) {
-  const auto& [kv, keys, sequence, b, hk, element_bytes] = source;
-  const char* head = static_cast<const char*>(kv.data) + hk * kv.stride_h * element_bytes;
-  const int64_t row_bytes = kv.stride_n * element_bytes;
-  const int64_t outer_bytes = kv.stride_b * element_bytes;
+  const KVLayout& kv = source.kv;
+  const AttendedKeys& keys = source.keys;
+  const Sequence& sequence = source.sequence;
+  const int64_t b = source.b;
+  const char* head =
+      static_cast<const char*>(kv.data) + source.hk * kv.stride_h * source.element_bytes;
+  const int64_t row_bytes = kv.stride_n * source.element_bytes;
+  const int64_t outer_bytes = kv.stride_b * source.element_bytes;
   int64_t num_filled = count;
   if (keys.block_table == nullptr && sequence.is_contiguous) {
     const char* first = head + b * outer_bytes + (sequence.first + chunk * kChunkKeys) * row_bytes;
