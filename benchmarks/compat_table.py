@@ -38,9 +38,10 @@ def table(result: dict[str, Any]) -> str:
     commits = ", ".join(dict.fromkeys(row["commit"] for row in result["rows"]))
     return "\n".join(lines) + (
         f"\n\nOne wheel per Python, installed away from the sources, on the CPU ({machine['cpu']}, "
-        f"{machine['date']}, commit {commits}): operators, operator contract, models and caches "
-        "of `tests/` by `make compat`. A test is skipped where stock transformers fails as well, "
-        "or where it is for another version."
+        f"{machine['date']}, commit {commits}): tests of the operators and of models and caches, of "
+        "the latter alone where only transformers differs from the first line; `make compat`. "
+        "Skipped is what stock transformers of that version cannot do either, or what needs more "
+        "than the CPU."
     )
 
 

@@ -46,8 +46,10 @@ def test_a_report_is_counted(tmp_path):
 
 
 def test_the_chosen_tests_are_there():
-    assert compat.files()
-    assert all(path.exists() for path in compat.files())
+    usual, other = Cell("3.11", "2.13.0", "5.17.0"), Cell("3.11", "2.13.0", "5.18.0")
+    assert all(path.exists() for path in compat.files(usual))
+    assert {path.parent.name for path in compat.files(usual)} == {"tests", "hf"}
+    assert {path.parent.name for path in compat.files(other)} == {"hf"}
 
 
 def test_a_python_that_cannot_be_had(log):

@@ -20,7 +20,18 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from compat_cells import CELLS, ROOT, WORK, Cell, MissingError, prepare, run
+from compat_cells import (
+    CELLS,
+    PYTHON,
+    ROOT,
+    TORCH,
+    TRANSFORMERS,
+    WORK,
+    Cell,
+    MissingError,
+    prepare,
+    run,
+)
 
 sys.path.append(str(ROOT / "benchmarks"))
 import compat_table
@@ -28,14 +39,12 @@ from machine import describe
 from reports import write_json
 
 RESULT = compat_table.RESULT
-# What touches torch, transformers and Python: not the evaluation, the benchmarks, the build and the
-# C++ interface, nor tests of numbers alone that take long.
-TESTS = (
-    *("calibration", "contract", "decode", "errors", "estimator", "fit_power_law", "law"),
-    *("loading", "schema", "score_quantile", "sdpa", "state", "value_sum"),
-    *("hf/architectures", "hf/cache_operations", "hf/compile", "hf/enable", "hf/growing_layer"),
-    *("hf/matrix", "hf/refusals", "hf/sifting", "hf/statistics"),
-)
+# Not the evaluation, the benchmarks, the build and the C++ interface, nor tests of numbers alone that
+# take long.
+OPERATORS = ("calibration", "contract", "decode", "errors", "estimator", "fit_power_law", "law")
+OPERATORS += ("loading", "schema", "score_quantile", "sdpa", "state", "value_sum")
+MODELS = ("architectures", "cache_operations", "compile", "enable", "growing_layer", "matrix")
+MODELS += ("refusals", "sifting", "statistics")
 ASK_VERSIONS = """
 import json, platform, sys, sift_attention, torch, transformers
 assert sift_attention.__file__.startswith(sys.prefix), sift_attention.__file__
@@ -62,7 +71,7 @@ def test(cell: Cell, log: Path) -> dict[str, Any]:
     report.unlink(missing_ok=True)
     options = ("-q", "-p", "no:cacheprovider", "--timeout=600", f"--junitxml={report}")
     try:
-        run(interpreter, "-m", "pytest", *options, *files(), log=log,
+        run(interpreter, "-m", "pytest", *options, *files(cell), log=log,
             OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")  # fmt: skip
     except subprocess.CalledProcessError:
         if not report.exists():
@@ -70,10 +79,15 @@ def test(cell: Cell, log: Path) -> dict[str, Any]:
     return {**row, **count(report)}
 
 
-def files() -> list[Path]:
-    """The files of TESTS."""
-    places = (name.rpartition("/") for name in TESTS)
-    return [ROOT / "tests" / folder / f"test_{name}.py" for folder, _, name in places]
+def files(cell: Cell) -> list[Path]:
+    """The tests for a cell: those of models alone where only transformers is not the usual one."""
+    is_usual = (cell.python, cell.torch) == (PYTHON, TORCH)
+    operators = () if is_usual and cell.transformers != TRANSFORMERS else OPERATORS
+    tests = ROOT / "tests"
+    return [
+        *(tests / f"test_{name}.py" for name in operators),
+        *(tests / "hf" / f"test_{name}.py" for name in MODELS),
+    ]
 
 
 def count(report: Path) -> dict[str, Any]:
