@@ -1,0 +1,66 @@
+"""Thousands of requests, a good part of them broken off, leave nothing behind."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from memory import Sample, growth_per_call, live
+from random_requests import CONFIGS, Requests
+from scale import progress, scaled
+from tiny_models import build
+
+import sift_attention as sift
+
+CALLS = scaled(10_000, 240)
+SAMPLES = 40
+
+# Growth per call over the last three quarters. One forgotten object is 1 block and one forgotten
+# state some 30; a tensor takes 200 bytes at least, and a cache of these requests 50,000.
+MAX_BLOCKS = scaled(1, 20) / 20
+MAX_TENSORS = scaled(1, 20) / 200
+MAX_BYTES = scaled(500, 20_000)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/statm")
+def test_memory_stays_flat_and_no_state_survives():
+    model = build("llama")
+    torch.manual_seed(1)
+    before = live()
+    samples = []
+    with sift.hf.enabled(model, CONFIGS[0]) as handle:
+        requests = Requests(model)
+        for call in progress(range(CALLS), "requests"):
+            if call % 20 == 0:
+                sift.hf.enable(model, CONFIGS[call // 20 % len(CONFIGS)])
+            requests.serve()
+            if (call + 1) % (CALLS // SAMPLES) == 0:
+                samples.append(Sample.take(call))
+                assert samples[-1].states == before
+        assert handle.stats().total.decode_calls > 2 * CALLS
+    assert min(requests.served.values()) > CALLS // 20
+    assert len(requests.served) == 8
+    assert requests.num_broken_off > CALLS // 5
+    assert live() == before
+    blocks = growth_per_call(samples, lambda sample: sample.blocks)
+    tensors = growth_per_call(samples, lambda sample: sample.tensors)
+    resident = growth_per_call(samples, lambda sample: sample.resident_bytes)
+    print(f"per call: {blocks:.4f} blocks, {tensors:.4f} tensors, {resident:.0f} bytes resident")
+    assert blocks <= MAX_BLOCKS
+    assert tensors <= MAX_TENSORS
+    assert resident <= MAX_BYTES
+
+
+def test_growth_is_seen():
+    """The judgement itself: one object per call more, and a jump that is none."""
+
+    def samples(grow: float, jump: int) -> list[Sample]:
+        return [
+            Sample(call, 0, 1000 + int(grow * call) + jump * (call >= 500), 0, 0)
+            for call in range(0, 1000, 25)
+        ]
+
+    assert growth_per_call(samples(1.0, 0), lambda sample: sample.blocks) == 1.0
+    assert growth_per_call(samples(0.0, 0), lambda sample: sample.blocks) == 0.0
+    assert abs(growth_per_call(samples(0.0, 300), lambda sample: sample.blocks)) < 0.5
