@@ -38,8 +38,8 @@ def table(result: dict[str, Any]) -> str:
     commits = ", ".join(dict.fromkeys(row["commit"] for row in result["rows"]))
     return "\n".join(lines) + (
         f"\n\nOne wheel per Python, installed away from the sources, on the CPU ({machine['cpu']}, "
-        f"{machine['date']}, commit {commits}): tests of the operators and of models and caches, of "
-        "the latter alone where only transformers differs from the first line; `make compat`. "
+        f"{machine['date']}, commit {commits}): tests of the operators and of models and caches, "
+        "of the latter alone where only transformers differs from the first line; `make compat`. "
         "Skipped is what stock transformers of that version cannot do either, or what needs more "
         "than the CPU."
     )

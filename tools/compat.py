@@ -39,8 +39,8 @@ from machine import describe
 from reports import write_json
 
 RESULT = compat_table.RESULT
-# Not the evaluation, the benchmarks, the build and the C++ interface, nor tests of numbers alone that
-# take long.
+# Not the evaluation, the benchmarks, the build and the C++ interface, nor tests of numbers alone
+# that take long.
 OPERATORS = ("calibration", "contract", "decode", "errors", "estimator", "fit_power_law", "law")
 OPERATORS += ("loading", "schema", "score_quantile", "sdpa", "state", "value_sum")
 MODELS = ("architectures", "cache_operations", "compile", "enable", "growing_layer", "matrix")
