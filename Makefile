@@ -85,6 +85,10 @@ asan: env  ## run the CPU tests under AddressSanitizer and UndefinedBehaviorSani
 fuzz: build  ## try every property on 5,000 random inputs, about half an hour; ARGS goes to pytest
 	@HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/properties $(ARGS)
 
+.PHONY: compat
+compat: env  ## test the wheel under every supported torch, transformers and Python, about an hour; ARGS=--list
+	@$(BIN)/python tools/compat.py $(ARGS)
+
 .PHONY: lint
 lint: env  ## check style and types
 	$(BIN)/ruff check .
