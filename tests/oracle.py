@@ -119,7 +119,9 @@ class KeySets:
         # Nothing need be loaded for a head whose sink leaves its keys less than a double holds.
         has_mass = (self.p != 0.0).any(dim=-1, keepdim=True)
         everything = (theta == 0.0)[..., None] & has_mass & attended[:, None]
-        distance = (log_p - theta.log()[..., None]).masked_fill(~has_mass, -math.inf)
+        # Below its least normal number, float32 tells no probabilities apart.
+        is_told = has_mass & (log_p > math.log(torch.finfo(torch.float32).tiny))
+        distance = (log_p - theta.log()[..., None]).masked_fill(~is_told, -math.inf)
         self.passing = by_group((distance > 0.0) | everything)
         self.loaded = sift.reference.loaded_keys(log_p, attended, theta, num_kv_heads)
         self.sure = by_group((distance > self.eps[..., None]) | everything) & self.loaded

@@ -35,6 +35,8 @@ def level_stays_as_it_was(monkeypatch):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
+    if not hasattr(item.obj, "hypothesis"):
+        return (yield)
     HITS.clear()
     handle = item.obj.hypothesis
     test = handle.inner_test
