@@ -64,6 +64,10 @@ test-py: build  ## run the Python tests
 endurance: build  ## 10,000 requests, 8 threads, forks, interrupts, 100,000 steps: some 15 minutes
 	@SIFT_ENDURANCE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s --timeout=1800 tests/endurance $(ARGS)
 
+# What computes in torch alone, loads or builds the library itself, or takes long under a sanitizer.
+WITHOUT_KERNELS := eval endurance hf $(addprefix test_,$(addsuffix .py,benchmarks compat cpp_attention \
+	docstrings example_cpp gpu_benchmarks gpu_tool loading package quality security symbols tasks))
+
 # GCC's, because its runtime is a library that Python can be made to load first. Without libstdc++
 # beside it the first C++ exception would end the program.
 .PHONY: asan
@@ -79,15 +83,41 @@ asan: env  ## run the CPU tests under AddressSanitizer and UndefinedBehaviorSani
 	$(BIN)/ctest --test-dir build/asan/cmake --output-on-failure; \
 	PYTHONPATH=$(CURDIR)/build/asan/site \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
-	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) $(or $(ARGS),tests $(WITHOUT_KERNELS:%=--ignore=tests/%))
 
 .PHONY: fuzz
 fuzz: build  ## try every property on 5,000 random inputs, about half an hour; ARGS goes to pytest
 	@HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/properties $(ARGS)
 
+<<<<<<< HEAD
+FUZZ_CXX ?= clang++-14
+SECONDS ?= 600
+
+.PHONY: fuzz-native
+fuzz-native: env  ## random inputs for the CPU kernels and the estimator, each for SECONDS=600
+	@command -v $(FUZZ_CXX) >/dev/null || $(call apt_get,clang-14 libclang-rt-14-dev)
+	@$(BIN)/cmake -S . -B build/fuzz -DCMAKE_CXX_COMPILER=$(FUZZ_CXX) -DSIFT_BUILD_FUZZERS=ON \
+		-DSIFT_WITH_TORCH=OFF --log-level=WARNING >/dev/null
+	@$(BIN)/cmake --build build/fuzz --parallel
+	@for target in power_law decode score_quantile; do \
+		mkdir -p build/fuzz/corpus/$$target; \
+		build/fuzz/fuzz_$$target -max_total_time=$(SECONDS) -max_len=256 -len_control=0 $(ARGS) \
+			-artifact_prefix=build/fuzz/$$target- build/fuzz/corpus/$$target; \
+	done
+
+# Without the emulated levels, which would take hours.
+.PHONY: valgrind
+valgrind: env  ## run the C++ tests of the portable and AVX2 kernels under valgrind
+	@command -v valgrind >/dev/null || $(call apt_get,valgrind)
+	@$(BIN)/cmake -S . -B build/valgrind -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSIFT_BUILD_TESTS=ON \
+		-DSIFT_WITH_TORCH=OFF -DSIFT_SIMDE_DIR=OFF --log-level=WARNING >/dev/null
+	@$(BIN)/cmake --build build/valgrind --parallel --target test_core
+	@valgrind --quiet --error-exitcode=9 --leak-check=full build/valgrind/test_core $(ARGS)
+=======
 .PHONY: compat
 compat: env  ## test the wheel under every supported torch, transformers and Python, about an hour; ARGS=--list
 	@$(BIN)/python tools/compat.py $(ARGS)
+>>>>>>> origin/main
 
 .PHONY: lint
 lint: env  ## check style and types

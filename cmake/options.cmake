@@ -3,7 +3,11 @@ option(SIFT_WITH_TORCH "Build the operators and the Python module; OFF: torch-fr
 option(SIFT_DEBUG "Build without optimisation, with debug information and assertions" OFF)
 option(SIFT_SANITIZE "Build with AddressSanitizer and UndefinedBehaviorSanitizer" OFF)
 option(SIFT_BUILD_TESTS "Build the C++ tests (needs Catch2)" OFF)
+option(SIFT_BUILD_FUZZERS "Build the fuzz targets, sanitized (needs Clang)" OFF)
 option(SIFT_BUILD_BENCHMARKS "Build profile_decode: where the time of one call goes" OFF)
+if(SIFT_BUILD_FUZZERS)
+  set(SIFT_SANITIZE ON)
+endif()
 
 set(sift_with_cuda AUTO)
 if(DEFINED ENV{SIFT_WITH_CUDA})

@@ -83,7 +83,8 @@ std::string DecodeCase::describe() const {
 
 bool DecodeOutputs::operator==(const DecodeOutputs& other) const {
   const auto same = [](const auto& a, const auto& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0;
+    return a.size() == b.size() &&
+           (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0);
   };
   return same(out, other.out) && same(lse, other.lse) && same(kept_mass, other.kept_mass) &&
          same(num_loaded, other.num_loaded);

@@ -107,6 +107,9 @@ struct DecodedGroup {
   int64_t num_borderline = 0;  // keys that may be loaded or not
 };
 
+// Probabilities so close to another, relatively, may lie on either side of it.
+inline double band(const Softmax& head) { return 1e-5 + 8 * 0x1p-24 * head.magnitude; }
+
 inline DecodedGroup decode_group(const DecodeParams& p, int64_t b, int64_t hk) {
   const int64_t group_size = p.num_q_heads / p.num_kv_heads;
   const std::vector<int64_t> positions = attended(p.keys, b, p.capacity);
@@ -135,10 +138,10 @@ inline DecodedGroup decode_group(const DecodeParams& p, int64_t b, int64_t hk) {
     const double log_theta =
         std::min(0.0, p.log_alpha[i] - p.beta[i] * std::log(static_cast<double>(num_keys)));
     const double theta = std::exp(log_theta);
-    const double band = 1e-5 + 8 * 0x1p-24 * head.magnitude;
     for (int64_t j = 0; j < num_keys; ++j) {
       if (theta == 0 || !(head.p[j] <= theta)) is_loaded[j] = true;
-      if (theta > 0 && std::fabs(std::log(head.p[j]) - log_theta) <= band) is_borderline[j] = true;
+      if (theta > 0 && std::fabs(std::log(head.p[j]) - log_theta) <= band(head))
+        is_borderline[j] = true;
       if (head.p[j] > largest) {
         largest = head.p[j];
         largest_key = j;
@@ -152,6 +155,12 @@ inline DecodedGroup decode_group(const DecodeParams& p, int64_t b, int64_t hk) {
   if (result.num_loaded == 0 && largest > 0) {
     is_loaded[largest_key] = true;
     result.num_loaded = 1;
+    for (const Softmax& head : heads) {  // whose rounding may make another key the largest
+      for (int64_t j = 0; j < num_keys; ++j) {
+        const bool is_close = std::log(largest / head.p[j]) <= 2 * band(head);
+        if (j != largest_key && head.p[j] != largest && is_close) is_borderline[j] = true;
+      }
+    }
   }
   result.num_borderline = std::count(is_borderline.begin(), is_borderline.end(), true);
 
@@ -165,14 +174,15 @@ inline DecodedGroup decode_group(const DecodeParams& p, int64_t b, int64_t hk) {
     double v_max = 0;
     for (int64_t j = 0; j < num_keys; ++j) {
       if (is_borderline[j]) borderline += head.p[j];
-      if (!is_loaded[j]) continue;
-      r.kept_mass += head.p[j];
+      if (!is_loaded[j] && !is_borderline[j]) continue;
       const std::vector<double> v =
           row(p.v.data, row_offset(p.v, p.keys, b, hk, positions[j]), p.head_dim, p.dtype);
+      for (const double x : v) v_max = std::max(v_max, std::fabs(x));
+      if (!is_loaded[j]) continue;
+      r.kept_mass += head.p[j];
       for (int64_t d = 0; d < p.head_dim; ++d) {
         r.out[d] += head.p[j] * v[d];
         absolute[d] += std::fabs(head.p[j] * v[d]);
-        v_max = std::max(v_max, std::fabs(v[d]));
       }
     }
     const double dropped =
