@@ -89,7 +89,6 @@ asan: env  ## run the CPU tests under AddressSanitizer and UndefinedBehaviorSani
 fuzz: build  ## try every property on 5,000 random inputs, about half an hour; ARGS goes to pytest
 	@HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/properties $(ARGS)
 
-<<<<<<< HEAD
 FUZZ_CXX ?= clang++-14
 SECONDS ?= 600
 
@@ -113,11 +112,10 @@ valgrind: env  ## run the C++ tests of the portable and AVX2 kernels under valgr
 		-DSIFT_WITH_TORCH=OFF -DSIFT_SIMDE_DIR=OFF --log-level=WARNING >/dev/null
 	@$(BIN)/cmake --build build/valgrind --parallel --target test_core
 	@valgrind --quiet --error-exitcode=9 --leak-check=full build/valgrind/test_core $(ARGS)
-=======
+
 .PHONY: compat
 compat: env  ## test the wheel under every supported torch, transformers and Python, about an hour; ARGS=--list
 	@$(BIN)/python tools/compat.py $(ARGS)
->>>>>>> origin/main
 
 .PHONY: lint
 lint: env  ## check style and types
