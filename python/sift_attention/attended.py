@@ -40,6 +40,7 @@ class AttendedKeys:
         self._batch, self._num_rows, self.device = batch, num_rows, device
         self._count: Tensor | None = None
         self._previous: Tensor | None = None
+        self._has_keys: Tensor | None = None
         self._newest: Tensor | None = None
         self._row_lengths: Tensor | None = None
         self._keys_and_steps: Tensor | None = None
@@ -88,6 +89,13 @@ class AttendedKeys:
         return self._previous
 
     @property
+    def has_keys(self) -> Tensor:
+        """Which sequences attend a key at all (Tensor[B, 1], bool)."""
+        if self._has_keys is None:
+            self._has_keys = self.count[:, None] > 0
+        return self._has_keys
+
+    @property
     def row_lengths(self) -> Tensor:
         """How many keys each query row attends (Tensor[B, R], int64)."""
         if self._row_lengths is None:
@@ -132,7 +140,7 @@ class AttendedKeys:
             v (Tensor[B, HK, N, DV]): values.
 
         Returns:
-            Tensor[B, HK, 1, DV]: row 0 where no key is attended.
+            Tensor[B, HK, 1, DV]: zeros where no key is attended.
         """
         if self.key_mask is None:
             return v[:, :, self.num_keys - 1 : self.num_keys]
@@ -141,7 +149,7 @@ class AttendedKeys:
             positions = torch.arange(self.key_mask.shape[1], device=self.device)
             newest = torch.where(self.key_mask, positions, 0).amax(-1)
             self._newest = newest[:, None, None, None].expand(rows)
-        return v.gather(2, self._newest)
+        return v.gather(2, self._newest).masked_fill(~self.has_keys[:, :, None, None], 0.0)
 
     def sum_values(self, v: Tensor) -> Tensor:
         """The sum of the attended value rows.

@@ -74,7 +74,7 @@ class ValueSum(BatchRows):
         self.num_keys, self.is_stale = num_keys, False
 
     def add_attended(self, v: Tensor, attended: AttendedKeys) -> Tensor | None:
-        """Add the row of the newest attended key.
+        """Add the row of the newest attended key; a sequence without one stays as it is.
 
         Args:
             v (Tensor[B, HK, N, DV]): values.
@@ -91,7 +91,7 @@ class ValueSum(BatchRows):
             return None
         self.is_stale = True
         covered = self.count == attended.previous
-        self.count.add_(1)
+        self.count.add_(attended.has_keys)
         self.sums.unsqueeze(2).add_(attended.newest_row(v))
         if not is_recorded(v):
             self.num_keys = v.shape[2]
