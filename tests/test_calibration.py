@@ -99,6 +99,7 @@ def test_warm_up_joins_the_prompt():
     assert not torch.equal(state.log_alpha, prompt_only)
 
 
+@pytest.mark.row(37)
 def test_crop_forgets_warm_up_steps_too():
     sequence = Sequence(170)
     state = calibrated(warmup_steps=4)

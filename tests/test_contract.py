@@ -102,6 +102,7 @@ def attend_inputs(capacity, batch=2, dtype=None):
     return call.q, call.k, call.v, call.options["v_sum"]
 
 
+@pytest.mark.row(32)
 @on_every_device
 @pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -113,6 +114,7 @@ def test_compile(dtype, grad_mode):
             torch.testing.assert_close(got, want)
 
 
+@pytest.mark.row(32)
 @on_every_device
 def test_compile_once_for_all_lengths():
     graphs = []
@@ -180,6 +182,7 @@ def test_ahead_of_time_package(tmp_path):
     torch.testing.assert_close(tuple(got), attend(*inputs))
 
 
+@pytest.mark.row(33)
 @on_every_device
 def test_inference_tensors():
     with torch.inference_mode():
@@ -189,6 +192,7 @@ def test_inference_tensors():
     assert torch.equal(out, make_call(Case()).run()[0])
 
 
+@pytest.mark.row(33)
 def test_autocast_changes_nothing():
     call = make_call(Case())
     expected, _ = call.run()
@@ -196,6 +200,7 @@ def test_autocast_changes_nothing():
         assert torch.equal(call.run()[0], expected)
 
 
+@pytest.mark.row(33)
 def test_meta_tensors():
     call = make_call(Case(dtype=torch.bfloat16, layout="paged"))
     expected = call.run()
@@ -221,6 +226,7 @@ def in_inference_mode(decode, q, k, v):
         decode(q, k, v)
 
 
+@pytest.mark.row(33)
 @pytest.mark.parametrize(
     "world",
     [
@@ -248,6 +254,7 @@ def test_a_law_of_numbers_leaves_nothing_behind(world):
     assert torch.equal(out, sift.decode(q, k, v, law_of_tensors))
 
 
+@pytest.mark.row(33)
 def test_vmap_is_a_loop():
     q, k, v = torch.randn(3, 2, 8, 64), torch.randn(3, 2, 2, 10, 64), torch.randn(3, 2, 2, 10, 64)
     with torch.no_grad():

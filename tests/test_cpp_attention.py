@@ -159,6 +159,7 @@ def test_left_padding(config, tmp_path):
     both.check(tmp_path)
 
 
+@pytest.mark.row(36)
 def test_rows_of_the_batch(tmp_path):
     both = Both(**QUANTILE)
     both.forward(150, batch=3)
@@ -173,6 +174,23 @@ def test_rows_of_the_batch(tmp_path):
     both.change("reset")
     both.forward(100, batch=4)
     both.forward(1, batch=4)
+    both.check(tmp_path)
+
+
+@pytest.mark.row(36, 37)
+@pytest.mark.parametrize("left", [140, 50, 0])
+@pytest.mark.parametrize("warmup_steps", [0, 2])
+def test_cropped_below_the_fit(left, warmup_steps, tmp_path):
+    both = Both(**QUANTILE, warmup_steps=warmup_steps)
+    both.forward(150)
+    for _ in range(3):
+        both.forward(1)
+    both.change("crop", 153 - left)
+    if left > 0:
+        both.forward(1)
+    both.forward(200)
+    for _ in range(3):
+        both.forward(1)
     both.check(tmp_path)
 
 

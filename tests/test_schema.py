@@ -43,6 +43,7 @@ def released(name: str) -> list[str]:
     return [line for line in RELEASED if line.partition("(")[0] == name]
 
 
+@pytest.mark.row(43)
 @pytest.mark.parametrize("change", NEWER)
 def test_a_breaking_change_is_seen(change):
     new, is_compatible = NEWER[change]
@@ -54,6 +55,7 @@ def test_every_released_operator_is_there():
     assert {line.partition("(")[0] for line in RELEASED} <= set(schemas())
 
 
+@pytest.mark.row(43)
 @pytest.mark.parametrize("name", sorted(schemas()))
 def test_schemas_take_the_calls_of_every_release(name):
     for old in released(name):

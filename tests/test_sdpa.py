@@ -53,6 +53,7 @@ def test_one_token_sifts():
     assert state.counters.calls == 1
 
 
+@pytest.mark.row(27)
 @pytest.mark.parametrize("shape", [(1, N), (B, 1, 1, N), (1, 1, 1, N), (B, 1, 1, 1), (1, 1, N)])
 def test_boolean_masks_sift(shape):
     q, k, v = inputs()
@@ -82,6 +83,7 @@ def test_decoding_after_a_prompt(prompt_mask):
         torch.testing.assert_close(out, sifted(*step), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.row(27)
 @pytest.mark.parametrize(
     ("reason", "options"),
     [
@@ -128,6 +130,7 @@ def test_gradients_stay_dense():
     torch.testing.assert_close(out, sifted(q, k, v).detach(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.row(37)
 def test_a_dense_step_does_not_spoil_the_next():
     q, k, v = inputs()
     state = sift.SiftState(SIFTING)

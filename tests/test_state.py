@@ -51,6 +51,7 @@ def test_default_configuration_is_exact_for_short_sequences():
     assert state.counters.calls == 1
 
 
+@pytest.mark.row(37)
 def test_a_row_whose_keys_are_not_followed_decodes_exactly():
     sequence = Sequence(30, batch=2)
     state = sift.SiftState(sift.SiftConfig(c=2.0, min_keys=0))
@@ -65,6 +66,7 @@ def test_a_row_whose_keys_are_not_followed_decodes_exactly():
     assert not torch.allclose(out[0], exact[0], atol=1e-3)
 
 
+@pytest.mark.row(35)
 def test_reset_equals_new():
     first, second = Sequence(180), Sequence(180)
     state, new = calibrated(warmup_steps=2), calibrated(warmup_steps=2)
@@ -78,6 +80,7 @@ def test_reset_equals_new():
         assert torch.equal(second.step(state, position), second.step(new, position))
 
 
+@pytest.mark.row(36)
 def test_rows_follow_the_cache_in_place():
     sequence = Sequence(160, batch=3)
     state = calibrated()
@@ -109,6 +112,7 @@ def test_rows_follow_the_cache_in_place():
     torch.testing.assert_close(state.log_alpha, new.log_alpha)
 
 
+@pytest.mark.row(36)
 def test_a_copy_goes_its_own_way():
     sequence = Sequence(160)
     state = calibrated()
@@ -187,6 +191,7 @@ def test_counters_fold_and_reset():
     assert counters.calls == counters.keys == counters.rows_loaded == 0
 
 
+@pytest.mark.row(38)
 def test_masks_of_other_shapes_are_refused():
     sequence = Sequence(30)
     state = sift.SiftState()
@@ -195,6 +200,7 @@ def test_masks_of_other_shapes_are_refused():
             sequence.step(state, 29, mask)
 
 
+@pytest.mark.row(32)
 @pytest.mark.parametrize("config", ["uniform", "warm-up"])
 def test_steps_compile_as_a_whole(config):
     sequence = Sequence(190)

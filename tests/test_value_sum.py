@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from sequences import HK, D
@@ -25,6 +26,7 @@ def test_running_sum_over_many_steps():
     assert values.count.item() == length
 
 
+@pytest.mark.row(37)
 def test_running_sum_under_masks():
     """Left padding, a static capacity with NaN behind, and a row that pauses."""
     v = torch.randn(3, HK, 40, D)

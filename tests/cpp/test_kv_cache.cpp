@@ -52,7 +52,7 @@ TEST_CASE("a cache of large buffers holds what it was given") {
   CHECK(cache.v().equal(at::cat({k, k}, 2)));
 }
 
-TEST_CASE("a cache follows its rows") {
+TEST_CASE("a cache follows its rows", "[row 36]") {
   Grown grown;
   grown.append(10);
   grown.cache.v_sum();
@@ -91,7 +91,7 @@ TEST_CASE("a cache follows its rows") {
   }
 }
 
-TEST_CASE("an empty cache takes rows of any kind") {
+TEST_CASE("an empty cache takes rows of any kind", "[row 35]") {
   Grown grown;
   CHECK_FALSE(grown.cache.v_sum().defined());
   grown.cache.reorder(at::tensor({0}, at::kLong));
@@ -168,7 +168,7 @@ TEST_CASE("the sum of V follows a mask") {
   CHECK(at::allclose(cache.v_sum(mask.narrow(1, 0, 24)), sum_to(24), 1e-4, 1e-4));
 }
 
-TEST_CASE("a cache refuses rows that do not fit") {
+TEST_CASE("a cache refuses rows that do not fit", "[row 38]") {
   KVCache cache;
   const at::Tensor k = rows(3);
   const auto complaint = [&](const at::Tensor& new_k, const at::Tensor& new_v) {

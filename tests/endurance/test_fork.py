@@ -53,6 +53,7 @@ def attend(seed: int = 0) -> torch.Tensor:
     return sift.decode(q, k, k, sift.PowerLaw.uniform(2.0), v_sum=k.sum(2))
 
 
+@pytest.mark.row(30)
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_a_child_calls_the_operator(num_threads):
     torch.set_num_threads(num_threads)
@@ -62,6 +63,7 @@ def test_a_child_calls_the_operator(num_threads):
     assert torch.equal(attend(), expected)
 
 
+@pytest.mark.row(30)
 def test_a_child_generates():
     model, tokens = build("llama"), prompt(2, 140)
     with sift.hf.enabled(model, QUANTILE) as handle:
@@ -78,6 +80,7 @@ def test_a_child_generates():
         assert torch.equal(generate(model, tokens)[1], expected)
 
 
+@pytest.mark.row(30)
 def test_a_child_of_a_process_whose_threads_are_decoding():
     """The lock of the counters is free in the child, whoever held it."""
     k = torch.randn(1, 1, 8, 32)

@@ -23,6 +23,7 @@ MAX_TENSORS = scaled(1, 20) / 200
 MAX_BYTES = scaled(500, 20_000)
 
 
+@pytest.mark.row(34)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/statm")
 def test_memory_stays_flat_and_no_state_survives():
     model = build("llama")

@@ -91,6 +91,7 @@ def test_steps_after_a_lost_prompt_follow_a_whole_law():
             assert min((out - each).abs().max() for each in allowed) < 1e-5
 
 
+@pytest.mark.row(40)
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_repeated_step_gives_the_same_bits(masked):
     sequence = Sequence(40, batch=2)

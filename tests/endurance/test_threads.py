@@ -44,6 +44,7 @@ def at_once(work: Callable[[int], T]) -> list[T]:
         return list(pool.map(wait_and_work, range(THREADS)))
 
 
+@pytest.mark.row(29)
 def test_every_operator_at_once(hurried):
     """decode alone: test_concurrent_calls."""
     call = make_call(Case(capacity=700, seq_lens=(699, 345), masked=True, law="per_head"))
@@ -91,6 +92,7 @@ def test_other_threads_run_during_a_call():
     assert has_run == [True]
 
 
+@pytest.mark.row(29, 38)
 def test_one_model_generates_in_many_threads(hurried):
     """The bits of every call, and the counts of all, are those of one call after the other."""
     model = build("llama")

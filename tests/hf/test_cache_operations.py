@@ -40,6 +40,7 @@ def checked_decode(decode):
     return check
 
 
+@pytest.mark.row(36, 37)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", ["llama", "gemma3n"])
 def test_running_sum_in_every_mode(family, mode, monkeypatch):
@@ -66,6 +67,7 @@ def test_one_token_turn(model, config, monkeypatch):
             assert handle.stats().total.decode_calls == 2 * NEW * 2
 
 
+@pytest.mark.row(36)
 def test_copies_continue_alike(model):
     with sift.hf.enabled(model, QUANTILE), torch.no_grad():
         cache = DynamicCache(config=model.config)
@@ -82,6 +84,7 @@ def test_copies_continue_alike(model):
         assert len({state.log_alpha.data_ptr() for state in states}) == 3
 
 
+@pytest.mark.row(36, 37)
 def test_crop_replays_alike(model):
     with sift.hf.enabled(model, QUANTILE), torch.no_grad():
         cache = DynamicCache(config=model.config)
@@ -93,6 +96,7 @@ def test_crop_replays_alike(model):
         torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.row(35)
 @pytest.mark.parametrize("cache_class", ["dynamic", "static"])
 def test_a_reset_cache_is_as_new(model, cache_class):
     other = prompt(1, LONG).flip(1)
@@ -110,6 +114,7 @@ def test_a_reset_cache_is_as_new(model, cache_class):
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.row(37)
 @pytest.mark.filterwarnings("ignore:sift_attention. no decode step was sifted")
 def test_crop_forgets_samples_of_rejected_tokens(model):
     with sift.hf.enabled(model, QUANTILE), torch.no_grad():
@@ -153,6 +158,7 @@ def test_interleaved_caches_and_threads(model):
     assert calls == 2 * 2 * (NEW - 1)
 
 
+@pytest.mark.row(36)
 def test_beams_reorder_in_place(model, monkeypatch):
     seen: dict[SiftState, set[int]] = {}
 
@@ -169,6 +175,7 @@ def test_beams_reorder_in_place(model, monkeypatch):
     torch.testing.assert_close(static[1], dynamic[1], atol=1e-5, rtol=0)
 
 
+@pytest.mark.row(36)
 def test_selected_and_repeated_rows_decode_alike(model):
     tokens = prompt(3, LONG)
     new = torch.tensor([[5], [6], [7]])

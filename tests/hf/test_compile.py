@@ -34,6 +34,7 @@ def num_graphs() -> int:
     return counters["stats"].get("unique_graphs", 0)
 
 
+@pytest.mark.row(32)
 @pytest.mark.parametrize(
     ("family", "backend", "config"),
     [
@@ -100,6 +101,7 @@ def test_finished_rows_do_not_count_when_compiled():
     assert not counters["graph_break"]
 
 
+@pytest.mark.row(32)
 def test_two_static_caches_share_a_graph():
     model = build("llama")
     step = torch.compile(model, backend="eager", fullgraph=True)

@@ -74,6 +74,7 @@ def test_a_new_configuration_reaches_a_used_cache(model):
         assert cache.sift_state.config is UNIFORM
 
 
+@pytest.mark.row(37)
 @pytest.mark.parametrize("cache_class", ["dynamic", "static"])
 def test_steps_without_sift_in_between(model, cache_class):
     """Enable, decode, disable, decode, enable again: the running sum is taken anew."""
@@ -94,6 +95,7 @@ def test_steps_without_sift_in_between(model, cache_class):
     torch.testing.assert_close(values.total, cache.layers[0].values.sum(2))
 
 
+@pytest.mark.row(37)
 def test_a_filled_static_cache_bypassed_for_a_step_decodes_exactly(model):
     """What neither host nor sum can know, the device notices."""
     new = torch.tensor([[5]])
@@ -109,6 +111,7 @@ def test_a_filled_static_cache_bypassed_for_a_step_decodes_exactly(model):
     torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.row(37)
 @pytest.mark.filterwarnings("ignore:attn_implementation")
 @pytest.mark.parametrize("padding", [0, 3])
 def test_a_dynamic_cache_bypassed_for_a_step_is_summed_again(model, padding):
@@ -168,6 +171,7 @@ def test_an_enabled_model_can_be_copied(model):
     assert not other._forward_pre_hooks
 
 
+@pytest.mark.row(33)
 def test_inference_mode_then_no_grad(model):
     with sift.hf.enabled(model, UNIFORM):
         cache = DynamicCache(config=model.config)

@@ -52,6 +52,7 @@ def test_growth_keeps_the_buffer(both):
     assert both[1].keys.stride(3) == 1
 
 
+@pytest.mark.row(36)
 @pytest.mark.parametrize(
     "change",
     [
@@ -81,6 +82,7 @@ def test_a_crop_does_not_bring_back_replaced_buffers(both):
     same(both)
 
 
+@pytest.mark.row(36)
 def test_copies_do_not_share_rows_that_come_later(both):
     update(both, 10)
     ours = both[1]
@@ -202,6 +204,7 @@ def test_gradients_flow(both):
     both[1].update(*rows(1))
 
 
+@pytest.mark.row(33)
 def test_inference_mode_then_no_grad(both):
     with torch.inference_mode():
         update(both, 4)

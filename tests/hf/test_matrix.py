@@ -51,6 +51,7 @@ def counted():
         counter.remove()
 
 
+@pytest.mark.row(36)
 @pytest.mark.filterwarnings("ignore:sift_attention. no decode step was sifted")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", FAMILIES)

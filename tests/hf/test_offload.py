@@ -50,6 +50,7 @@ def check_same(result: dict[str, Any], expected: dict[str, Any]) -> None:
         assert torch.equal(rows, expected["rows"][layer])
 
 
+@pytest.mark.row(36)
 @pytest.mark.parametrize("enable_first", [False, True], ids=["offload_first", "enable_first"])
 @pytest.mark.parametrize("offload", OFFLOADS)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])

@@ -17,6 +17,7 @@ def model():
     return build("llama")
 
 
+@pytest.mark.row(27)
 @CONFIGS
 def test_padding_cache_and_chunks_change_nothing(model, config):
     batch, rows = ragged()
@@ -49,6 +50,7 @@ def test_decoding_is_deterministic(model, config):
     assert torch.equal(first, second)
 
 
+@pytest.mark.row(14, 27)
 @pytest.mark.filterwarnings("ignore:sift_attention. no decode step was sifted")
 def test_fit_of_a_padded_row_equals_its_fit_alone(model):
     batch, rows = ragged()
@@ -80,6 +82,7 @@ def test_steps_below_min_keys_are_exact(model):
         assert handle.stats().total.decode_calls == 2 * (NEW - 1)
 
 
+@pytest.mark.row(14)
 def test_warm_up_steps_are_exact(model):
     config = sift.SiftConfig(threshold="quantile", quantile=0.5, min_keys=0, warmup_steps=3)
     inputs = prompt(1, LONG)
@@ -98,6 +101,7 @@ def test_refused_fits_are_exact_and_reported(model):
     assert "16 heads" in str(handle.stats())
 
 
+@pytest.mark.row(37)
 def test_a_later_turn_that_doubles_the_sequence_fits_anew(model):
     with sift.hf.enabled(model, QUANTILE), torch.no_grad():
         cache = DynamicCache(config=model.config)
@@ -120,6 +124,7 @@ def test_bypassed_chunks_leave_the_heads_exact(model, options):
     assert handle.stats().total.decode_calls == 2 * NEW  # the last prompt token, too
 
 
+@pytest.mark.row(27)
 def test_registered_mask_matters(model, monkeypatch):
     """The negative control: with masks of another implementation, padding goes wrong."""
     batch, _ = ragged()
