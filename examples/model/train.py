@@ -1,11 +1,11 @@
 """Train the byte model of the demo and the tests: a small Llama that copies, recalls, reads code.
 
-    python examples/model/train.py --minutes 42 --out MODEL
-    python examples/model/train.py --minutes 70 --model MODEL --out examples/model
+    python examples/model/train.py --minutes 42 --out FIRST
+    python examples/model/train.py --minutes 56 --model FIRST --out SECOND
+    python examples/model/train.py --minutes 10 --model FIRST --average SECOND --out examples/model
 
-The length of the sequences grows with the time spent, since heads that look back form fast on short
-sequences; a second run goes on from a model with longer ones. Muon trains the matrices of the
-layers, AdamW the rest. Ctrl-C keeps what was learnt.
+Each run goes on from the one before (`curricula.py`); the last starts from the mean of two models'
+weights. Muon trains the matrices of the layers, AdamW the rest. Ctrl-C keeps what was learnt.
 """
 
 import argparse
@@ -13,10 +13,12 @@ import json
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import evidence
 import numpy as np
 import torch
+from curricula import CONTINUED, FINISH, FROM_SCRATCH, Curriculum
 from muon import Muon
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,36 +30,6 @@ from sift_attention.eval.corpus import read_standard_library
 from sift_attention.eval.tasks import TASKS
 from sift_attention.eval.tokens import BOS, VOCAB_SIZE, stacked
 
-# Share of the sequences that each task gets.
-SHARES = {
-    "text": 0.20,
-    "repeats": 0.16,
-    "mqar": 0.13,
-    "needles": 0.15,
-    "passkey": 0.07,
-    "tracking": 0.13,
-    "frequent": 0.08,
-    "common": 0.08,
-}
-# From this share of the time on: tokens per sequence and sequences per step.
-FROM_SCRATCH = [
-    (0.00, 64, 48),
-    (0.06, 128, 24),
-    (0.24, 256, 14),
-    (0.44, 512, 8),
-    (0.63, 1024, 4),
-    (0.82, 2048, 2),
-]
-CONTINUED_RATE = 0.3  # of the rates below; at the full rates a trained model forgets recall
-CONTINUED = [
-    (0.00, 64, 48),
-    (0.10, 128, 24),
-    (0.20, 256, 16),
-    (0.30, 512, 8),
-    (0.45, 1024, 4),
-    (0.65, 2048, 2),
-    (0.90, 4096, 1),
-]
 MUON_LR = 0.02
 ADAM_LR = 0.004
 
@@ -89,21 +61,20 @@ def new_model() -> LlamaForCausalLM:
     return model
 
 
-def learning_rate(step: int, progress: float) -> float:
-    """Factor on both rates: 60 steps of warm-up, then flat, then linear to 3 % from 60 % on."""
-    return min(1.0, (step + 1) / 60) * min(1.0, (1 - progress) / 0.4 + 0.03)
-
-
 class Batches:
     """Endless mixed batches of all tasks, drawn from one seeded generator."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, curriculum: Curriculum, seed: int) -> None:
+        self._curriculum = curriculum
         self._rng = np.random.default_rng(seed)
         self._corpus = read_standard_library("train")
 
-    def draw(self, num_sequences: int, length: int) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+    def draw(self, progress: float) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
         """Tokens [B, T], weights [B, T] and the task index of each row [B]."""
-        kinds = self._rng.choice(len(TASKS), num_sequences, p=[SHARES[name] for name in TASKS])
+        sizes = self._curriculum.sizes(progress)
+        length, num_sequences = sizes[self._rng.integers(len(sizes))]
+        shares = [self._curriculum.shares[name] for name in TASKS]
+        kinds = self._rng.choice(len(TASKS), num_sequences, p=shares)
         tasks = list(TASKS.values())
         samples = [tasks[kind](self._rng, length, self._corpus) for kind in kinds]
         tokens, weights = stacked(samples, "tokens", "weights")
@@ -129,6 +100,23 @@ class Losses:
         return " ".join(f"{name} {loss:.3f}" for name, loss in self._mean.items())
 
 
+def load(folder: Path) -> LlamaForCausalLM:
+    """A model that was trained before, ready to go on."""
+    return LlamaForCausalLM.from_pretrained(folder, local_files_only=True).train()
+
+
+def take_mean(model: LlamaForCausalLM, other: LlamaForCausalLM) -> None:
+    """Replace each weight by the mean of both models' own (model soups, arXiv 2203.05482)."""
+    weights = other.state_dict()
+    model.load_state_dict({name: (w + weights[name]) / 2 for name, w in model.state_dict().items()})
+
+
+def training_of(folder: Path) -> list[dict[str, Any]]:
+    """The runs that a model went through."""
+    runs: list[dict[str, Any]] = json.loads((folder / "evidence.json").read_text())["training"]
+    return runs
+
+
 def nats_per_token(model: LlamaForCausalLM, tokens: Tensor) -> Tensor:
     """Loss of every token but the first: tokens [B, T] to float32 [B, T - 1]."""
     logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
@@ -138,8 +126,7 @@ def nats_per_token(model: LlamaForCausalLM, tokens: Tensor) -> Tensor:
 
 def train(
     model: LlamaForCausalLM,
-    curriculum: list[tuple[float, int, int]],
-    rate: float,
+    curriculum: Curriculum,
     seconds: float,
     seed: int,
     folder: Path,
@@ -150,20 +137,19 @@ def train(
     others = [p for p in model.parameters() if id(p) not in is_hidden]
     muon = Muon(hidden)
     adam = torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0)
-    batches, losses = Batches(seed), Losses()
+    batches, losses = Batches(curriculum, seed), Losses()
 
     step, saved_at, start = 0, 0.0, time.monotonic()
     bar = tqdm(total=round(seconds), unit="s", bar_format="{l_bar}{bar}| {n}/{total} s {postfix}")
     try:
         while (elapsed := time.monotonic() - start) < seconds:
             progress = elapsed / seconds
-            _, length, num_sequences = [s for s in curriculum if s[0] <= progress][-1]
-            tokens, weights, kinds = batches.draw(num_sequences, length)
+            tokens, weights, kinds = batches.draw(progress)
             nats = nats_per_token(model, tokens)
             weights = weights[:, 1:]
             ((nats * weights).sum() / weights.sum()).backward()
 
-            factor = rate * learning_rate(step, progress)
+            factor = curriculum.learning_rate(step, progress)
             muon.step(MUON_LR * factor)
             for group in adam.param_groups:
                 group["lr"] = ADAM_LR * factor
@@ -171,7 +157,7 @@ def train(
             adam.zero_grad()
             losses.add(nats.detach(), weights, kinds)
             step += 1
-            bar.set_postfix_str(f"step {step} length {length} {losses}", refresh=False)
+            bar.set_postfix_str(f"step {step} length {tokens.shape[1]} {losses}", refresh=False)
             bar.update(round(elapsed) - bar.n)
             if elapsed - saved_at > 60:
                 model.save_pretrained(folder)
@@ -190,22 +176,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", type=Path, help="folder of a model to go on from")
+    parser.add_argument("--average", type=Path, help="another one: start from the mean, and finish")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and evidence")
     arguments = parser.parse_args()
+    if arguments.average is not None and arguments.model is None:
+        parser.error("--model must name the model to average with --average, got none")
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.model is None:
-        model, curriculum, rate, runs = new_model(), FROM_SCRATCH, 1.0, []
+        model, curriculum, runs = new_model(), FROM_SCRATCH, []
+    elif arguments.average is None:
+        model, curriculum = load(arguments.model), CONTINUED
+        runs = training_of(arguments.model)
     else:
-        model = LlamaForCausalLM.from_pretrained(arguments.model, local_files_only=True).train()
-        curriculum, rate = CONTINUED, CONTINUED_RATE
-        runs = json.loads((arguments.model / "evidence.json").read_text())["training"]
+        model, curriculum = load(arguments.model), FINISH
+        take_mean(model, load(arguments.average))
+        runs = training_of(arguments.average)
     start = time.monotonic()
-    num_steps = train(
-        model, curriculum, rate, 60 * arguments.minutes, arguments.seed, arguments.out
-    )
+    num_steps = train(model, curriculum, 60 * arguments.minutes, arguments.seed, arguments.out)
     run = {
         "seconds": round(time.monotonic() - start),
         "steps": num_steps,
