@@ -11,6 +11,7 @@ from tiny_models import VERSION, VOCABULARY, build
 from transformers import StaticCache
 
 import sift_attention as sift
+from sift_attention.hf.version import check_version
 
 
 @pytest.fixture
@@ -63,3 +64,11 @@ def test_encoder_decoder_is_refused():
     )
     with pytest.raises(ValueError, match=r"forward of model must take \*\*kwargs, got Bart"):
         sift.hf.enable(model)
+
+
+@pytest.mark.parametrize("version", ["4.56.2", "4.9.0", "3.5.1"])
+def test_an_old_transformers_is_refused(version):
+    with pytest.raises(ImportError, match=f"transformers must be 4.57 or newer, got {version}"):
+        check_version(version)
+    for newer in ("4.57.0", "4.100.1", "5.13.1", "5.24.0.dev0"):
+        check_version(newer)

@@ -5,6 +5,7 @@ it. Without `enable`, a model loaded with that implementation is dense. `export`
 run without transformers, and packaged without Python.
 """
 
+from . import version as version  # first, since the others import what old transformers lack
 from .enable import Handle, enable, enabled
 from .export import ExportedDecoder, export
 from .layout import Layout
