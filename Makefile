@@ -14,6 +14,8 @@ ARGS ?=
 TEST_WORKERS ?= 2
 BIN := .venv/bin
 BUILD = build/cmake-$(shell $(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')
+CONFIGURE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python --log-level=WARNING
 CPP_FILES := git ls-files '*.cpp' '*.h' '*.cu'
 
 # $(call apt_get,package): installs a Debian package, without ever asking for a password.
@@ -72,9 +74,8 @@ WITHOUT_KERNELS := eval endurance hf $(addprefix test_,$(addsuffix .py,benchmark
 # beside it the first C++ exception would end the program.
 .PHONY: asan
 asan: env  ## run the CPU tests under AddressSanitizer and UndefinedBehaviorSanitizer, in build/asan
-	@$(BIN)/cmake -S . -B build/asan/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-		-DCMAKE_CXX_COMPILER=g++ -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DSIFT_SANITIZE=ON \
-		-DSIFT_WITH_CUDA=OFF -DSIFT_BUILD_TESTS=ON --log-level=WARNING >/dev/null
+	@$(CONFIGURE) -B build/asan/cmake -DCMAKE_CXX_COMPILER=g++ -DSIFT_SANITIZE=ON \
+		-DSIFT_WITH_CUDA=OFF -DSIFT_BUILD_TESTS=ON >/dev/null
 	@export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1; \
 	rm -rf build/asan/site; \
 	$(BIN)/cmake --build build/asan/cmake; \
@@ -95,9 +96,9 @@ SECONDS ?= 600
 .PHONY: fuzz-native
 fuzz-native: env  ## random inputs for the CPU kernels and the estimator, each for SECONDS=600
 	@command -v $(FUZZ_CXX) >/dev/null || $(call apt_get,clang-14 libclang-rt-14-dev)
-	@$(BIN)/cmake -S . -B build/fuzz -DCMAKE_CXX_COMPILER=$(FUZZ_CXX) -DSIFT_BUILD_FUZZERS=ON \
-		-DSIFT_WITH_TORCH=OFF --log-level=WARNING >/dev/null
-	@$(BIN)/cmake --build build/fuzz --parallel
+	@$(CONFIGURE) -B build/fuzz -DCMAKE_CXX_COMPILER=$(FUZZ_CXX) -DSIFT_BUILD_FUZZERS=ON \
+		-DSIFT_WITH_TORCH=OFF >/dev/null
+	@$(BIN)/cmake --build build/fuzz
 	@for target in power_law decode score_quantile; do \
 		mkdir -p build/fuzz/corpus/$$target; \
 		build/fuzz/fuzz_$$target -max_total_time=$(SECONDS) -max_len=256 -len_control=0 $(ARGS) \
@@ -108,9 +109,9 @@ fuzz-native: env  ## random inputs for the CPU kernels and the estimator, each f
 .PHONY: valgrind
 valgrind: env  ## run the C++ tests of the portable and AVX2 kernels under valgrind
 	@command -v valgrind >/dev/null || $(call apt_get,valgrind)
-	@$(BIN)/cmake -S . -B build/valgrind -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSIFT_BUILD_TESTS=ON \
-		-DSIFT_WITH_TORCH=OFF -DSIFT_SIMDE_DIR=OFF --log-level=WARNING >/dev/null
-	@$(BIN)/cmake --build build/valgrind --parallel --target test_core
+	@$(CONFIGURE) -B build/valgrind -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSIFT_BUILD_TESTS=ON \
+		-DSIFT_WITH_TORCH=OFF -DSIFT_SIMDE_DIR=OFF >/dev/null
+	@$(BIN)/cmake --build build/valgrind --target test_core
 	@valgrind --quiet --error-exitcode=9 --leak-check=full build/valgrind/test_core $(ARGS)
 
 .PHONY: compat

@@ -14,7 +14,9 @@
 namespace sift {
 namespace {
 
-constexpr int64_t kMostElements = 48 * 1024;  // of K: the reference then takes milliseconds
+// Of K with a row for every query head. Few calls are large: the reference takes milliseconds then.
+constexpr int64_t kMostElements = 160 * 1024;
+constexpr int64_t kFewElements = 4 * 1024;
 
 template <typename T>
 T extreme(uint64_t i) {
@@ -73,7 +75,8 @@ Sizes::Sizes(Choices& choices)
       head_dim(choices.one_of<int64_t>({32, 64, 80, 96, 128, 256})),
       dtype(choices.one_of({DType::kFloat32, DType::kBFloat16, DType::kFloat16})) {
   const int64_t row_elements = std::max<int64_t>(1, batch) * num_kv_heads * group_size * head_dim;
-  capacity = choices.between(0, std::max<int64_t>(20, kMostElements / row_elements));
+  const int64_t num_elements = choices.between(0, 15) == 0 ? kMostElements : kFewElements;
+  capacity = choices.between(0, std::max<int64_t>(5, num_elements / row_elements));
   if (choices.coin()) {
     block_size = choices.between(1, 70);
     capacity = (capacity + block_size - 1) / block_size * block_size;
