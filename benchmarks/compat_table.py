@@ -25,7 +25,8 @@ def outcome(row: dict[str, Any]) -> str:
     if "missing" in row:
         return f"not tested: {row['missing']}"
     failed = f"{row['failed']} failed, " if row["failed"] else ""
-    return f"{failed}{row['passed']} passed, {row['skipped']} skipped"
+    quick = " (quick)" if row["quick"] else ""
+    return f"{failed}{row['passed']} passed, {row['skipped']} skipped{quick}"
 
 
 def table(result: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ REPORT = """<testsuites><testsuite>
 <testcase classname="tests.test_b" name="test_other"><skipped message="no GPU"/></testcase>
 </testsuite></testsuites>"""
 ROW = {"cell": "3.11-2.11.0-4.57.6", "python": "3.11.7", "torch": "2.11.0+cpu", "commit": "0123"}
-ROW |= {"transformers": "4.57.6", "passed": 700, "failed": 0, "skipped": 3, "failures": []}
+ROW |= {"transformers": "4.57.6", "passed": 700, "failed": 0, "skipped": 3, "quick": False}
 
 
 @pytest.fixture
@@ -47,13 +47,17 @@ def test_a_report_is_counted(tmp_path):
 
 def test_the_chosen_tests_are_there():
     usual, other = Cell("3.11", "2.13.0", "5.17.0"), Cell("3.11", "2.13.0", "5.18.0")
-    assert all(path.exists() for path in compat.files(usual))
-    assert {path.parent.name for path in compat.files(usual)} == {"tests", "hf"}
-    assert {path.parent.name for path in compat.files(other)} == {"hf"}
+    every = compat.files(usual, quick=False)
+    assert all(path.exists() for path in every)
+    assert {path.parent.name for path in every} == {"tests", "hf"}
+    assert {path.parent.name for path in compat.files(other, quick=False)} == {"hf"}
+    few = compat.files(usual, quick=True)
+    assert set(few) < set(every)
+    assert len(few) == len(compat.QUICK)
 
 
 def test_a_python_that_cannot_be_had(log):
-    row = compat.test(Cell("2.99", "2.13.0", "5.17.0"), log)
+    row = compat.test(Cell("2.99", "2.13.0", "5.17.0"), log, quick=False)
     assert row["missing"] == "Python 2.99 is not installed here"
     assert "failed" not in row
     assert compat_table.outcome(row) == "not tested: Python 2.99 is not installed here"
@@ -90,20 +94,21 @@ def test_what_torch_requires(tmp_path):
 
 
 def test_the_command_line_takes_known_cells(capsys):
-    assert compat.parse([]) == list(CELLS)
-    assert compat.parse(["3.11-2.11.0-4.57.6"]) == [Cell("3.11", "2.11.0", "4.57.6")]
+    assert compat.parse([]) == (list(CELLS), False)
+    assert compat.parse(["--quick", "3.11-2.11.0-4.57.6"]) == ([CELLS[9]], True)
+    assert str(CELLS[9]) == "3.11-2.11.0-4.57.6"
     with pytest.raises(SystemExit):
         compat.parse(["3.11-2.9.0-4.57.6"])
     assert "CELL must be one of --list, got 3.11-2.9.0-4.57.6" in capsys.readouterr().err
 
 
 def test_the_table_has_a_line_for_each_cell():
-    failed = {**ROW, "python": "3.12.1", "failed": 2, "commit": "4567"}
+    failed = {**ROW, "python": "3.12.1", "failed": 2, "quick": True, "commit": "4567"}
     missing = {"python": "3.14", "torch": "2.14.1", "transformers": "5.23.0", "commit": "4567"}
     missing["missing"] = "Python 3.14 is not installed here"
     machine = {"cpu": "made up", "date": "2000-01-01"}
     text = compat_table.table({"machine": machine, "rows": [ROW, failed, missing]})
     assert "| 3.11.7 | 2.11.0+cpu | 4.57.6 | 700 passed, 3 skipped |" in text
-    assert "| 3.12.1 | 2.11.0+cpu | 4.57.6 | 2 failed, 700 passed, 3 skipped |" in text
+    assert "| 3.12.1 | 2.11.0+cpu | 4.57.6 | 2 failed, 700 passed, 3 skipped (quick) |" in text
     assert "| 3.14 | 2.14.1 | 5.23.0 | not tested: Python 3.14 is not installed here |" in text
     assert "made up, 2000-01-01, commit 0123, 4567" in text
