@@ -52,7 +52,7 @@ struct Softmax {
   std::vector<double> p;  // of each attended key
   double lse = -kInfinity;
   double sink_mass = 0;
-  double magnitude = 0;  // scale * max over keys of sum over d of |q_d k_d|: of rounding errors
+  double magnitude = 0;  // |scale| * max over keys of sum over d of |q_d k_d|: of rounding errors
 };
 
 // q: one query row. sink -inf: none.
@@ -69,7 +69,7 @@ inline Softmax softmax(const std::vector<double>& q, const std::vector<std::vect
       magnitude += std::fabs(q[d] * key[d]);
     }
     s *= scale;
-    result.magnitude = std::max(result.magnitude, scale * magnitude);
+    result.magnitude = std::max(result.magnitude, std::fabs(scale) * magnitude);
     if (softcap != 0) s = softcap * std::tanh(s / softcap);
     is_nan = is_nan || std::isnan(s) || s == kInfinity;
     result.p.push_back(s);

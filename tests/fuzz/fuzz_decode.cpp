@@ -3,7 +3,6 @@
 // results.
 #include <bit>
 #include <cmath>
-#include <stdexcept>
 #include <vector>
 
 #include "decode/cpu/at_level.h"
@@ -32,10 +31,6 @@ DecodeOutputs run(const DecodeParams& params, const Level& level, int num_thread
   const ParallelFor threads = num_threads == 1 ? one_thread() : random_threads(num_threads);
   decode_cpu_at_level(level, p, workspace.data(), num_threads, threads);
   return outputs;
-}
-
-void require(bool holds, const char* what) {
-  if (!holds) throw std::runtime_error(what);
 }
 
 void check_bounds(const DecodeParams& p, const DecodeOutputs& outputs) {
@@ -78,14 +73,9 @@ void fuzz(Choices& choices) {
   p.v_sum = v_sum.data();
   if (choices.coin()) p.sinks = sinks.data();
   p.residual = choices.one_of({Residual::kMean, Residual::kRenormalize, Residual::kNone});
-  p.scale = choices.one_of({0.0f, 0.01f, 0.1f, 0.5f, -0.2f});
-  if (choices.coin()) p.softcap = choices.one_of({0.5f, 5.0f, 50.0f});
-  if (!choices.is_plain()) {
-    const float scale = choices.any_float();
-    if (std::isfinite(scale)) p.scale = scale;
-    const float softcap = std::fabs(choices.any_float());
-    if (std::isfinite(softcap)) p.softcap = softcap;
-  }
+  const Scaling scaling(choices);
+  p.scale = scaling.scale;
+  p.softcap = scaling.softcap;
 
   const auto num_threads = static_cast<int>(choices.between(2, 9));
   for (const NamedLevel& level : testable_levels()) {

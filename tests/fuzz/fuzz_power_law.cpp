@@ -14,10 +14,6 @@
 namespace sift {
 namespace {
 
-void require(bool holds, const char* what) {
-  if (!holds) throw std::runtime_error(what);
-}
-
 double length(Choices& choices) {
   return choices.coin() ? static_cast<double>(choices.between(1, 100000)) : choices.any_double();
 }

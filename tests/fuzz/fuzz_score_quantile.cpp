@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <stdexcept>
 #include <vector>
 
 #include "decode/cpu/at_level.h"
@@ -25,10 +24,6 @@ std::vector<float> run(const ScoreQuantileParams& params, const Level& level, in
   const ParallelFor threads = num_threads == 1 ? one_thread() : random_threads(num_threads);
   score_quantile_cpu_at_level(level, p, workspace.data(), num_threads, threads);
   return quantiles;
-}
-
-void require(bool holds, const char* what) {
-  if (!holds) throw std::runtime_error(what);
 }
 
 void compare(const ScoreQuantileParams& p, const std::vector<float>& quantiles) {
@@ -72,14 +67,9 @@ void fuzz(Choices& choices) {
   const std::vector<float> sinks = make_numbers(choices, p.num_q_heads, 1.0f);
   if (choices.coin()) p.sinks = sinks.data();
   p.quantile = choices.coin() ? choices.one_of({0.0, 0.5, 0.95, 1.0}) : choices.unit();
-  p.scale = choices.one_of({0.0f, 0.01f, 0.1f, 0.5f, -0.2f});
-  if (choices.coin()) p.softcap = choices.one_of({0.5f, 5.0f, 50.0f});
-  if (!choices.is_plain()) {
-    const float scale = choices.any_float();
-    if (std::isfinite(scale)) p.scale = scale;
-    const float softcap = std::fabs(choices.any_float());
-    if (std::isfinite(softcap)) p.softcap = softcap;
-  }
+  const Scaling scaling(choices);
+  p.scale = scaling.scale;
+  p.softcap = scaling.softcap;
 
   const auto num_threads = static_cast<int>(choices.between(2, 40));
   for (const NamedLevel& level : testable_levels()) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -155,6 +156,16 @@ KVLayout FuzzedKeys::make_rows(Choices& choices, const Sizes& sizes) {
     }
   }
   return layout;
+}
+
+Scaling::Scaling(Choices& choices)
+    : scale(choices.one_of({0.0f, 0.01f, 0.1f, 0.5f, -0.2f})),
+      softcap(choices.one_of({0.0f, 0.0f, 0.5f, 5.0f, 50.0f})) {
+  if (choices.is_plain()) return;
+  const float any_scale = choices.any_float();
+  const float any_softcap = std::fabs(choices.any_float());
+  if (std::isfinite(any_scale)) scale = any_scale;
+  if (std::isnormal(any_softcap)) softcap = any_softcap;
 }
 
 std::vector<float> make_numbers(Choices& choices, int64_t count, float plain_mean) {

@@ -6,11 +6,17 @@
 #include <cstdint>
 #include <initializer_list>
 #include <random>
+#include <stdexcept>
 #include <vector>
 
 #include "decode/params.h"
 
 namespace sift {
+
+// What must hold of an operator's results, else libFuzzer keeps the input.
+inline void require(bool holds, const char* what) {
+  if (!holds) throw std::runtime_error(what);
+}
 
 // Plain inputs are such that the reference's bounds of rounding hold. Others are whatever an
 // operator accepts: any bits in the numbers, any lengths and block ids.
@@ -91,6 +97,13 @@ struct FuzzedKeys {
   std::vector<int32_t> seq_lens_, block_table_;
   std::vector<uint8_t> mask_;
   std::vector<Elements> rows_;
+};
+
+struct Scaling {
+  explicit Scaling(Choices& choices);
+
+  float scale;
+  float softcap;
 };
 
 std::vector<float> make_numbers(Choices& choices, int64_t count, float plain_mean);
