@@ -112,11 +112,7 @@ valgrind: env  ## run the C++ tests of the portable and AVX2 kernels under valgr
 	@$(CONFIGURE) -B build/valgrind -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSIFT_BUILD_TESTS=ON \
 		-DSIFT_WITH_TORCH=OFF -DSIFT_SIMDE_DIR=OFF >/dev/null
 	@$(BIN)/cmake --build build/valgrind --target test_core
-<<<<<<< HEAD
 	@valgrind --quiet --error-exitcode=9 --leak-check=full build/valgrind/test_core $(or $(ARGS),'~*stays within*')
-=======
-	@valgrind --quiet --error-exitcode=9 --leak-check=full build/valgrind/test_core $(ARGS)
->>>>>>> origin/main
 
 .PHONY: compat
 compat: env  ## test the wheel under every supported torch, transformers and Python, about an hour; ARGS=--list
