@@ -44,6 +44,7 @@ def test_what_cuda_refuses(case, sentence):
     assert str(error.value) == sentence
 
 
+@pytest.mark.row(23)
 @pytest.mark.parametrize("op", GOOD_CALLS)
 def test_tensors_on_several_devices(op):
     good = GOOD_CALLS[op]("paged")
@@ -54,6 +55,7 @@ def test_tensors_on_several_devices(op):
             getattr(torch.ops.sift_attention, op).default(**{**good, name: good[name].cpu()})
 
 
+@pytest.mark.row(23, 24)
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU at most")
 def test_another_device_than_the_current_one():
     with torch.device("cuda:1"):
@@ -71,6 +73,7 @@ def test_exact_equals_dense_attention(heads, head_dim, dtype):
     torch.testing.assert_close(sift.decode(q, k, v), dense, **tolerance(dtype))
 
 
+@pytest.mark.row(16)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", [LONG, Case(capacity=40_000, batch=1), Case(batch=300)], ids=str)
 def test_long_and_wide(case, dtype):
@@ -88,6 +91,7 @@ def test_a_large_batch_is_its_sequences():
         assert_same_bits(alone.run(), together, one)
 
 
+@pytest.mark.row(15)
 def test_a_cache_of_more_than_32_bits():
     """2^31 elements and some in K, and in V; only the last key of each head matters."""
     capacity = 2**31 // (8 * 128) + 1000
@@ -101,6 +105,7 @@ def test_a_cache_of_more_than_32_bits():
         assert (stats.num_loaded == (capacity if law is None else 1)).all()
 
 
+@pytest.mark.row(24)
 def test_runs_on_the_current_stream():
     call = make_call(LONG)
     expected, q = call.run(), call.q.clone()
@@ -115,6 +120,7 @@ def test_runs_on_the_current_stream():
     assert_same_bits(got, expected)
 
 
+@pytest.mark.row(24)
 def test_streams_do_not_share_scratch_memory():
     lengths = [(2000, 1, 1999), (3001, 3001, 3001), (4002, 0, 17)]
     cases = [dataclasses.replace(LONG, capacity=max(n), seq_lens=n) for n in lengths]
@@ -132,6 +138,7 @@ def test_streams_do_not_share_scratch_memory():
             assert_same_bits(result, want)
 
 
+@pytest.mark.row(25)
 @LAWS
 def test_nothing_waits(law):
     call = make_call(dataclasses.replace(LONG, law=law))
@@ -154,6 +161,7 @@ def test_nothing_waits(law):
     assert not is_done
 
 
+@pytest.mark.row(28)
 @LAWS
 def test_the_same_bits_every_time(law):
     call = make_call(dataclasses.replace(LONG, law=law, capacity=9000, seq_lens=(9000, 17, 4097)))
@@ -188,6 +196,7 @@ def capture(run):
     return graph, result
 
 
+@pytest.mark.row(25)
 @LAWS
 def test_a_graph_follows_its_inputs(law):
     call = make_call(dataclasses.replace(LONG, law=law))
@@ -204,6 +213,7 @@ def test_a_graph_follows_its_inputs(law):
         assert_same_bits(result, call.run())
 
 
+@pytest.mark.row(25)
 def test_a_graph_of_quantiles_and_their_fit():
     arguments = GOOD_CALLS["score_quantile"]("paged")
 

@@ -27,6 +27,7 @@ def test_matches_reference(case):
     assert_matches_reference(make_call(case))
 
 
+@pytest.mark.row(10)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("law", [None, sift.PowerLaw.exact(), sift.PowerLaw.uniform(0.0)])
 def test_keeping_all_is_dense_attention(dtype, law):
@@ -39,6 +40,7 @@ def test_keeping_all_is_dense_attention(dtype, law):
     torch.testing.assert_close(stats.kept_mass, torch.ones(2, 8))
 
 
+@pytest.mark.row(10)
 @pytest.mark.parametrize("sinks", [False, True])
 def test_loading_all_has_the_same_bits_for_every_law_and_residual(sinks):
     call = make_call(Case(sinks=sinks, law="exact", residual="mean"))
@@ -57,12 +59,14 @@ def test_loading_all_leaves_nothing_to_the_residual():
     assert torch.equal(call.with_options(v_sum=v_sum).run()[0], expected)
 
 
+@pytest.mark.row(10)
 def test_exact_law_loads_keys_whose_probability_underflows():
     call = make_call(Case(law="exact", sharpness=300.0))
     _, stats = call.run()
     assert (stats.num_loaded == 130).all()
 
 
+@pytest.mark.row(9, 13)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_law_above_every_p_loads_the_largest_key(head_dim):
     call = make_call(Case(law="above", residual="none", num_kv_heads=8, head_dim=head_dim))
@@ -76,6 +80,7 @@ def test_law_above_every_p_loads_the_largest_key(head_dim):
     torch.testing.assert_close(out, expected, **tolerance(out.dtype))
 
 
+@pytest.mark.row(9)
 def test_renormalised_single_key_is_its_value_row():
     call = make_call(Case(law="above", residual="renormalize", num_q_heads=2))
     out, _ = call.run()
@@ -83,6 +88,7 @@ def test_renormalised_single_key_is_its_value_row():
     assert all(torch.isclose(row, rows, **close).all(dim=-1).any() for row in out.reshape(-1, 64))
 
 
+@pytest.mark.row(11)
 def test_ties_load_the_first_attended_key():
     call = make_call(Case(sharpness=0.0, masked=True, residual="none"))
     call.options["key_mask"] = call.options["key_mask"].clone()
@@ -133,6 +139,7 @@ def test_lse_does_not_depend_on_the_law(sinks):
         assert_same_path(stats.lse, exact.lse)
 
 
+@pytest.mark.row(14, 27)
 def test_length_is_the_number_of_attended_keys():
     call = make_call(Case(masked=True, seq_lens=(100, 37)))
     length = call.attended().sum(1)[:, None].float()
@@ -155,6 +162,7 @@ def test_laws_broadcast():
         assert torch.equal(call.run()[0], expected)
 
 
+@pytest.mark.row(13)
 @pytest.mark.parametrize("law", [sift.PowerLaw(1e30, 0.0), sift.PowerLaw(5.0, -3.0)])
 def test_theta_is_clamped_to_one(law):
     call = make_call(Case(law="above"))
@@ -163,6 +171,7 @@ def test_theta_is_clamped_to_one(law):
     assert torch.equal(call.run()[0], expected)
 
 
+@pytest.mark.row(12)
 @pytest.mark.parametrize("residual", RESIDUALS)
 def test_nan_law_keeps_all(residual):
     call = make_call(Case(law="exact", residual=residual))
@@ -171,6 +180,7 @@ def test_nan_law_keeps_all(residual):
     assert_same_path(call.run()[0], expected)
 
 
+@pytest.mark.row(26)
 @pytest.mark.parametrize("seq_lens", [(0, -5), (130, 1000)])
 def test_lengths_are_clamped(seq_lens):
     call = make_call(Case(seq_lens=tuple(min(max(n, 0), 130) for n in seq_lens)))
@@ -178,119 +188,3 @@ def test_lengths_are_clamped(seq_lens):
     got = call.with_options(seq_lens=torch.tensor(seq_lens, dtype=torch.int32)).run()
     assert torch.equal(got[0], expected[0])
     assert torch.equal(got[1].lse, expected[1].lse)
-
-
-@pytest.mark.parametrize("residual", RESIDUALS)
-@pytest.mark.parametrize("sinks", [False, True])
-def test_rows_without_keys(residual, sinks):
-    call = make_call(Case(seq_lens=(0, 130), residual=residual, sinks=sinks))
-    out, stats = call.run()
-    assert (out[0] == 0).all()
-    assert (stats.kept_mass[0] == 0).all()
-    assert (stats.num_loaded[0] == 0).all()
-    expected = call.options["sinks"] if sinks else torch.full((8,), -math.inf)
-    torch.testing.assert_close(stats.lse[0], expected)
-
-
-@pytest.mark.parametrize("residual", RESIDUALS)
-@pytest.mark.parametrize("law", ["exact", "uniform", "above"])
-def test_scores_of_minus_infinity_are_like_no_keys(residual, law):
-    call = make_call(Case(residual=residual, law=law, num_q_heads=2, num_kv_heads=2))
-    call.q[:, 0], call.k[:, 0] = 1.0, -math.inf
-    out, stats = call.run()
-    assert (out[:, 0] == 0).all()
-    assert (stats.lse[:, 0] == -math.inf).all()
-    assert (stats.kept_mass[:, 0] == 0).all()
-    assert (stats.num_loaded[:, 0] == 0).all()
-    assert (stats.num_loaded[:, 1] > 0).all()
-
-
-@pytest.mark.parametrize("law", ["exact", "uniform"])
-@pytest.mark.parametrize("residual", RESIDUALS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_head_without_finite_scores_beside_one_with(law, residual, dtype):
-    call = make_call(Case(law=law, residual=residual, num_q_heads=2, num_kv_heads=1, dtype=dtype))
-    call.k[..., 0] = -1e30
-    call.q[:, :, 0] = torch.tensor([1e30, 0.0])  # -1e60 is -inf in float32
-    out, stats = call.run()
-    assert (out[:, 0] == 0).all()
-    assert (stats.lse[:, 0] == -math.inf).all()
-    assert (stats.kept_mass[:, 0] == 0).all()
-    call.q = call.q[:, 1:]
-    alone, alone_stats = call.run()
-    torch.testing.assert_close(out[:, 1:], alone, **tolerance(dtype))
-    assert torch.equal(stats.num_loaded, alone_stats.num_loaded)
-
-
-@pytest.mark.parametrize("residual", RESIDUALS)
-@pytest.mark.parametrize("poison", [math.nan, math.inf])
-@pytest.mark.parametrize("where", ["q", "k"])
-def test_nan_scores_come_out_as_nan(residual, poison, where):
-    call = make_call(Case(residual=residual, sharpness=2.0))
-    clean, _ = call.run()
-    if where == "q":
-        call.q[0, 5, 3] = math.nan
-        poisoned = torch.zeros(2, 8, dtype=torch.bool)
-        poisoned[0, 5] = True
-        untouched = torch.ones(2, 8, dtype=torch.bool)
-        untouched[0, 4:] = False  # the group loads more rows
-    else:
-        call.q[0, 4:, 3] = 1.0
-        clean, _ = call.run()
-        call.k[0, 1, 77, 3] = poison
-        poisoned = torch.zeros(2, 8, dtype=torch.bool)
-        poisoned[0, 4:] = True
-        untouched = ~poisoned
-    out, stats = call.run()
-    assert torch.equal(out.isnan().all(-1), poisoned)
-    assert torch.equal(stats.lse.isnan(), poisoned)
-    assert torch.equal(out[untouched], clean[untouched])
-
-
-@pytest.mark.parametrize("residual", RESIDUALS)
-@pytest.mark.parametrize("poison", [math.nan, math.inf])
-@pytest.mark.parametrize("law", ["exact", "uniform"])
-def test_nan_sinks_come_out_as_nan(law, poison, residual):
-    call = make_call(Case(law=law, residual=residual, sinks=True))
-    call.options["sinks"][5] = poison
-    out, stats = call.run()
-    expected, expected_stats = call.run(sift.reference.decode)
-    poisoned = torch.zeros(2, 8, dtype=torch.bool)
-    poisoned[:, 5] = True
-    assert torch.equal(out.isnan().all(-1), poisoned)
-    torch.testing.assert_close(out, expected, equal_nan=True, **tolerance(out.dtype))
-    torch.testing.assert_close(stats.lse, expected_stats.lse, equal_nan=True)
-    torch.testing.assert_close(stats.kept_mass, expected_stats.kept_mass, equal_nan=True)
-
-
-def test_nan_values_matter_only_when_loaded():
-    call = make_call(Case(residual="renormalize", num_q_heads=2, sharpness=3.0))
-    clean, _ = call.run()
-    p = (call.q[:, :, None] @ call.k.mT)[:, :, 0]
-    call.v[0, 0, p[0, 0].argmin()] = math.nan
-    assert torch.equal(call.run()[0], clean)
-    call.v[0, 0, p[0, 0].argmax()] = math.nan
-    out, _ = call.run()
-    assert out[0, 0].isnan().all()
-    assert torch.equal(out[0, 1], clean[0, 1])
-
-
-def test_one_key():
-    call = make_call(Case(capacity=1))
-    out, stats = call.run()
-    torch.testing.assert_close(out, call.v[:, :, 0].repeat_interleave(4, dim=1))
-    assert (stats.num_loaded == 1).all()
-
-
-def test_many_heads():
-    assert_matches_reference(make_call(Case(batch=8193, num_q_heads=8, num_kv_heads=8, capacity=3)))
-
-
-def test_offsets_beyond_32_bits():
-    call = make_call(Case(batch=1, capacity=40, num_q_heads=2, dtype=torch.float16))
-    expected, _ = call.run()
-    storage = torch.empty(2**31 + 2 * 40 * 64, dtype=torch.float16)  # pages are used as touched
-    far = torch.as_strided(storage, (1, 2, 40, 64), (1, 2**31, 64, 1))
-    near = torch.as_strided(storage, (1, 2, 40, 64), (1, 2**31, 64, 1), 40 * 64)
-    call.k, call.v = far.copy_(call.k), near.copy_(call.v)
-    assert torch.equal(call.run()[0], expected)

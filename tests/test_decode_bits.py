@@ -33,6 +33,7 @@ BUSY = [
 ]
 
 
+@pytest.mark.row(8)
 @pytest.mark.parametrize("case", BUSY, ids=str)
 def test_what_is_not_attended(case):
     call = make_call(case)
@@ -46,6 +47,7 @@ def test_what_is_not_attended(case):
         call = make_call(case)
 
 
+@pytest.mark.row(28, 29)
 @pytest.mark.cpu_only
 @pytest.mark.parametrize("case", BUSY, ids=str)
 def test_threads(case):
@@ -57,6 +59,7 @@ def test_threads(case):
         assert_same_bits(call.run(), expected)
 
 
+@pytest.mark.row(28, 29)
 @pytest.mark.cpu_only
 def test_threads_on_one_long_head():
     call = make_call(Case(batch=1, num_q_heads=1, num_kv_heads=1, capacity=20_000))
@@ -66,6 +69,7 @@ def test_threads_on_one_long_head():
     assert_same_bits(call.run(), expected)
 
 
+@pytest.mark.row(29)
 def test_concurrent_calls():
     calls = [make_call(case) for case in BUSY]
     expected = [call.run() for call in calls]
@@ -74,6 +78,7 @@ def test_concurrent_calls():
             assert_same_bits(got, want)
 
 
+@pytest.mark.row(27)
 @pytest.mark.parametrize("num_padded", [1, 7, 8, 64, 1001])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_left_padding(num_padded, dtype):
@@ -92,6 +97,7 @@ def test_left_padding(num_padded, dtype):
     torch.testing.assert_close(stats.lse, expected[1].lse)
 
 
+@pytest.mark.row(41)
 @pytest.mark.cpu_only
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set(level):
@@ -108,6 +114,7 @@ def test_every_instruction_set(level):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.row(41)
 @pytest.mark.cpu_only
 def test_unknown_instruction_set():
     program = (

@@ -35,6 +35,7 @@ def test_recovers_a_law(beta, has_ints):
     torch.testing.assert_close(law.beta, true_beta, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.row(12)
 @pytest.mark.parametrize(
     ("lengths", "quantiles", "beta"),
     [
@@ -60,6 +61,7 @@ def test_a_refused_head_stays_exact(lengths, quantiles, beta):
     assert law.beta[0, 0] == 0.0
 
 
+@pytest.mark.row(12)
 def test_an_absent_sample_may_hold_anything():
     lengths = torch.tensor([[100, 0, 400, 1600]], dtype=torch.int32)
     quantiles = 2.0 / lengths.clamp(min=1).float()[:, None]
@@ -70,6 +72,7 @@ def test_an_absent_sample_may_hold_anything():
     assert torch.equal(law.log_alpha, expected.log_alpha)
 
 
+@pytest.mark.row(12)
 def test_underflow_counts_as_the_smallest_float():
     lengths = torch.tensor([[100, 400, 1600]], dtype=torch.int32)
     quantiles = torch.tensor([[[1e-3, 1e-4, 0.0]]])

@@ -53,6 +53,7 @@ def sentences(reason: str) -> str:
     )
 
 
+@pytest.mark.row(42)
 @pytest.mark.parametrize(
     ("cuda", "built_with", "reason"),
     [
@@ -76,6 +77,7 @@ def test_the_cpu_works_without_cuda(package, cuda, built_with, reason):
     assert done.stdout == sentences(reason)
 
 
+@pytest.mark.row(42)
 @pytest.mark.parametrize("name", ["libsift_attention.so", "libsift_attention_cuda.so"])
 def test_a_broken_library(package, name):
     (package / "lib" / "cuda_version").write_text("13.0.88\n")
@@ -89,6 +91,7 @@ def test_a_broken_library(package, name):
     )
 
 
+@pytest.mark.row(42)
 def test_a_missing_library(package):
     (package / "lib" / "libsift_attention.so").unlink()
     done = run(package)

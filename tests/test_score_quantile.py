@@ -60,6 +60,7 @@ def test_keeping_above_the_quantile_keeps_its_share():
     assert (stats.num_loaded - 50).abs().max() <= 1
 
 
+@pytest.mark.row(1)
 def test_rows_without_a_sample():
     arguments = make_score_quantile_args("contiguous")
     lengths = arguments["lengths"]
@@ -70,6 +71,7 @@ def test_rows_without_a_sample():
     assert sift.score_quantile(**arguments).isnan().all()
 
 
+@pytest.mark.row(6)
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_nan_scores_come_out_as_nan(poison):
     arguments = make_score_quantile_args("contiguous", masked=False)
@@ -82,6 +84,7 @@ def test_nan_scores_come_out_as_nan(poison):
     assert torch.equal(got.isnan(), expected)
 
 
+@pytest.mark.row(6)
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_nan_sinks_come_out_as_nan(poison):
     arguments = make_score_quantile_args("contiguous", sinks=True)
@@ -110,6 +113,7 @@ def test_long_rows(order):
     assert_matches_reference(arguments)
 
 
+@pytest.mark.row(28, 29)
 @pytest.mark.cpu_only
 @pytest.mark.parametrize("make_args", [lambda: make_score_quantile_args("paged"), make_long_args])
 def test_threads_change_no_bit(make_args):
@@ -121,6 +125,7 @@ def test_threads_change_no_bit(make_args):
     assert torch.equal(got.view(torch.int32), expected.view(torch.int32))
 
 
+@pytest.mark.row(2)
 @pytest.mark.parametrize("shape", [(0, 8, 4), (2, 8, 0)])
 def test_nothing_to_do(shape):
     batch, heads, rows = shape

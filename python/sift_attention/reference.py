@@ -79,9 +79,10 @@ def log_probabilities(
     if sinks is not None:
         sinks = sinks.double().masked_fill(sinks == math.inf, math.nan)
         sink = sinks[:, None, None].expand_as(sink)
-    lse = torch.cat([scores, sink], dim=-1).logsumexp(dim=-1)
-    log_p = (scores - lse[..., None]).masked_fill(scores == -math.inf, -math.inf)
-    return log_p, lse, (sink[..., 0] - lse).exp().nan_to_num(0.0)
+    logits = torch.cat([scores, sink], dim=-1)
+    # Not logits - lse: beside a huge lse the log of the number of equals is lost.
+    log_p = logits.log_softmax(dim=-1).masked_fill(logits == -math.inf, -math.inf)
+    return log_p[..., :-1], logits.logsumexp(dim=-1), log_p[..., -1].exp().nan_to_num(0.0)
 
 
 def loaded_keys(log_p: Tensor, attended: Tensor, theta: Tensor, num_kv_heads: int) -> Tensor:

@@ -32,7 +32,7 @@ bool same_row(const DecodeOutputs& a, int64_t i, int64_t batch_a, const DecodeOu
 
 }  // namespace
 
-TEST_CASE("decode gives the same bits on any number of threads") {
+TEST_CASE("decode gives the same bits on any number of threads", "[row 28][row 29]") {
   const NamedLevel level = any_level();
   for (const int64_t batch : {1, 3}) {
     for (const Mask mask : {Mask::kNone, Mask::kHoles}) {
@@ -55,7 +55,7 @@ TEST_CASE("decode gives the same bits on any number of threads") {
   }
 }
 
-TEST_CASE("decode of a padded or masked row gives the bits of the row alone") {
+TEST_CASE("decode of a padded or masked row gives the bits of the row alone", "[row 27]") {
   const NamedLevel level = any_level();
   for (const Mask mask : {Mask::kLeftPadding, Mask::kHoles}) {
     for (const int64_t block_size : {0, 1, 16, 24}) {
@@ -81,7 +81,7 @@ TEST_CASE("decode of a padded or masked row gives the bits of the row alone") {
   }
 }
 
-TEST_CASE("decode of a batch gives the bits of its sequences") {
+TEST_CASE("decode of a batch gives the bits of its sequences", "[row 28]") {
   const NamedLevel level = any_level();
   const DecodeCase c{.batch = 3,
                      .num_kv_heads = 2,
@@ -104,7 +104,7 @@ TEST_CASE("decode of a batch gives the bits of its sequences") {
   }
 }
 
-TEST_CASE("decode does not depend on what it does not attend") {
+TEST_CASE("decode does not depend on what it does not attend", "[row 8]") {
   const NamedLevel level = any_level();
   for (const int64_t block_size : {0, 16}) {
     DecodeProblem problem({.batch = 2,
@@ -123,7 +123,7 @@ TEST_CASE("decode does not depend on what it does not attend") {
   }
 }
 
-TEST_CASE("decode that keeps all is the same for every residual") {
+TEST_CASE("decode that keeps all is the same for every residual", "[row 10]") {
   const NamedLevel level = any_level();
   DecodeCase c{.num_kv_heads = 2, .capacity = 2000, .c = 0, .has_sinks = true};
   c.residual = Residual::kNone;

@@ -78,7 +78,7 @@ TEST_CASE("decode on CUDA agrees with the reference at every length") {
   }
 }
 
-TEST_CASE("decode on CUDA attends what lengths, masks and pages say") {
+TEST_CASE("decode on CUDA attends what lengths, masks and pages say", "[row 27]") {
   Counts counts;
   for (const Mask mask : {Mask::kNone, Mask::kHoles, Mask::kLeftPadding, Mask::kNothing}) {
     for (const int64_t block_size : {0, 1, 24, 64}) {
@@ -120,7 +120,8 @@ TEST_CASE("decode on CUDA agrees with the reference for every residual, with sof
   }
 }
 
-TEST_CASE("decode on CUDA gives the same bits on any grid, in any order, and in any batch") {
+TEST_CASE("decode on CUDA gives the same bits on any grid, in any order, and in any batch",
+          "[row 28]") {
   for (const double c : {0.0, 2.0}) {
     const DecodeCase batch_of_five = {.batch = 5,
                                       .num_kv_heads = 2,
@@ -158,12 +159,12 @@ TEST_CASE("decode on CUDA gives the same bits on any grid, in any order, and in 
   }
 }
 
-TEST_CASE("decode on CUDA takes batches of any size") {
+TEST_CASE("decode on CUDA takes batches of any size", "[row 16]") {
   const Counts counts = check({.batch = 300, .group_size = 1, .capacity = 20, .spread = 2});
   CHECK(counts.keys == 300 * 20);
 }
 
-TEST_CASE("decode on CUDA sees NaN in a query and in a key") {
+TEST_CASE("decode on CUDA sees NaN in a query and in a key", "[row 6]") {
   for (const double c : {0.0, 2.0}) {
     DecodeProblem problem({.num_kv_heads = 2, .capacity = 600, .c = c, .is_aligned = true});
     problem.set_k(0, 1, 599, kNaN);
@@ -193,7 +194,7 @@ TEST_CASE("decode on CUDA takes a group of any size, and many KV heads") {
   check({.num_kv_heads = 300, .group_size = 1, .capacity = 20, .spread = 2});
 }
 
-TEST_CASE("decode on CUDA reaches rows beyond 2^32 bytes") {
+TEST_CASE("decode on CUDA reaches rows beyond 2^32 bytes", "[row 15]") {
   constexpr int64_t kStride = int64_t{3} << 30;  // elements: 6 GiB from row to row
   constexpr int kRows = 3;
   DecodeProblem problem({.group_size = 1, .capacity = kRows, .c = 2.0});

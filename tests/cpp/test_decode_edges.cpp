@@ -53,7 +53,7 @@ DecodeOutputs run(DecodeProblem& problem, const NamedLevel& level) {
 
 }  // namespace
 
-TEST_CASE("decode where nothing passes loads the first of the largest keys") {
+TEST_CASE("decode where nothing passes loads the first of the largest keys", "[row 9][row 11]") {
   const NamedLevel level = any_level();
   DecodeProblem problem(small(2500));
   set_law(problem, 0, 0);  // theta = 1
@@ -71,7 +71,7 @@ TEST_CASE("decode where nothing passes loads the first of the largest keys") {
   CHECK(std::fabs(out[0] - v[0] / 3) < 1e-5);
 }
 
-TEST_CASE("decode loads the key with the largest p of any head") {
+TEST_CASE("decode loads the key with the largest p of any head", "[row 9]") {
   const NamedLevel level = any_level();
   DecodeProblem problem(small(1500));
   set_law(problem, 0, 0);
@@ -85,7 +85,7 @@ TEST_CASE("decode loads the key with the largest p of any head") {
   CHECK(outputs.kept_mass[2] > 0.99f);
 }
 
-TEST_CASE("decode treats equal keys alike") {
+TEST_CASE("decode treats equal keys alike", "[row 11]") {
   const NamedLevel level = any_level();
   DecodeProblem problem(small(3000));
   for (int64_t n = 0; n < 3000; ++n) problem.set_k(0, 0, n, 0.25f);
@@ -102,7 +102,7 @@ TEST_CASE("decode treats equal keys alike") {
   }
 }
 
-TEST_CASE("decode of one huge key is that key's value") {
+TEST_CASE("decode of one huge key is that key's value", "[row 5]") {
   const NamedLevel level = any_level();
   for (const float size : {1e4f, 1e18f}) {
     DecodeProblem problem(small(1100));
@@ -115,7 +115,7 @@ TEST_CASE("decode of one huge key is that key's value") {
   }
 }
 
-TEST_CASE("decode keeps deeply negative scores") {
+TEST_CASE("decode keeps deeply negative scores", "[row 5]") {
   const NamedLevel level = any_level();
   DecodeProblem problem(small(200));
   set_queries(problem, 1);
@@ -125,7 +125,7 @@ TEST_CASE("decode keeps deeply negative scores") {
   for (const float x : out_of(outputs)) CHECK(std::isfinite(x));
 }
 
-TEST_CASE("decode with theta 0 keeps keys whose probability underflows") {
+TEST_CASE("decode with theta 0 keeps keys whose probability underflows", "[row 10]") {
   const NamedLevel level = any_level();
   DecodeCase c = small(1500);
   c.c = 0;
@@ -137,7 +137,7 @@ TEST_CASE("decode with theta 0 keeps keys whose probability underflows") {
   CHECK(run(problem, level).num_loaded[0] == 1500);
 }
 
-TEST_CASE("decode passes NaN and infinite scores on to their heads only") {
+TEST_CASE("decode passes NaN and infinite scores on to their heads only", "[row 6]") {
   const NamedLevel level = any_level();
   SECTION("in a query") {
     DecodeProblem problem(small(1100));
@@ -166,7 +166,7 @@ TEST_CASE("decode passes NaN and infinite scores on to their heads only") {
   }
 }
 
-TEST_CASE("decode leaves out NaN values that it does not load") {
+TEST_CASE("decode leaves out NaN values that it does not load", "[row 7]") {
   const NamedLevel level = any_level();
   DecodeProblem problem(small(1100));
   set_queries(problem, 1);
@@ -178,7 +178,7 @@ TEST_CASE("decode leaves out NaN values that it does not load") {
   for (const float x : out_of(run(problem, level))) CHECK(std::isfinite(x));
 }
 
-TEST_CASE("decode of nothing is zero") {
+TEST_CASE("decode of nothing is zero", "[row 1][row 4]") {
   const NamedLevel level = any_level();
   const auto check_nothing = [&](DecodeProblem& problem, int64_t b) {
     const DecodeOutputs outputs = run(problem, level);
@@ -212,7 +212,7 @@ TEST_CASE("decode of nothing is zero") {
   }
 }
 
-TEST_CASE("decode without a score above -inf for one head serves the others") {
+TEST_CASE("decode without a score above -inf for one head serves the others", "[row 4][row 6]") {
   const NamedLevel level = any_level();
   DecodeProblem problem(small(1100));
   for (int64_t n = 0; n < 1100; ++n) problem.set(problem.k, problem.k_offset(0, 0, n), -kInfinity);
@@ -225,7 +225,7 @@ TEST_CASE("decode without a score above -inf for one head serves the others") {
   for (const int64_t h : {0, 2, 3}) CHECK(std::isnan(outputs.lse[h]));  // +inf scores
 }
 
-TEST_CASE("decode takes a law that is no number as exact") {
+TEST_CASE("decode takes a law that is no number as exact", "[row 12][row 13]") {
   const NamedLevel level = any_level();
   DecodeProblem problem(small(700));
   set_law(problem, kNaN, 1);
@@ -234,7 +234,7 @@ TEST_CASE("decode takes a law that is no number as exact") {
   CHECK(run(problem, level).num_loaded[0] == 1);
 }
 
-TEST_CASE("decode of an empty batch touches nothing") {
+TEST_CASE("decode of an empty batch touches nothing", "[row 2]") {
   const NamedLevel level = any_level();
   DecodeCase c = small(64);
   c.batch = 0;

@@ -35,7 +35,7 @@ class ScopedIsa {
 
 }  // namespace
 
-TEST_CASE("SIFT_CPU_ISA chooses among the supported levels") {
+TEST_CASE("SIFT_CPU_ISA chooses among the supported levels", "[row 41]") {
   const std::vector<std::string> levels = supported_cpu_isas();
   REQUIRE(levels.back() == "portable");
   for (const std::string& level : levels) {
@@ -46,7 +46,7 @@ TEST_CASE("SIFT_CPU_ISA chooses among the supported levels") {
   CHECK(cpu_isa() == levels.front());
 }
 
-TEST_CASE("SIFT_CPU_ISA must name a supported level") {
+TEST_CASE("SIFT_CPU_ISA must name a supported level", "[row 41]") {
   const std::vector<std::string> levels = supported_cpu_isas();
   std::string names;
   for (const std::string& level : levels) names += (names.empty() ? "" : ", ") + level;

@@ -103,7 +103,7 @@ TEST_CASE("lengths close together and far from the origin keep their precision")
   CHECK(close(fit.law.beta, 1.0, 1e-6));
 }
 
-TEST_CASE("huge lengths are fitted and predicted") {
+TEST_CASE("huge lengths are fitted and predicted", "[row 14]") {
   const PowerLaw law{-1.0, 1.1};
   const Fit fit = fit_power_law(sample_law(law, 1e6, 1e12, 16));
   REQUIRE(fit.status == FitStatus::kOk);
@@ -112,7 +112,7 @@ TEST_CASE("huge lengths are fitted and predicted") {
   CHECK(fit.law.predict(1e300) >= 0.0);
 }
 
-TEST_CASE("too few samples are refused") {
+TEST_CASE("too few samples are refused", "[row 12]") {
   const int count = GENERATE(0, 1, 2);
   Samples samples{{100.0, 1000.0}, {0.01, 0.001}};
   samples.lengths.resize(count);
@@ -155,7 +155,7 @@ TEST_CASE("absent samples are skipped, whatever their quantile") {
   CHECK(close(fit.law.beta, 1.0, 1e-12));
 }
 
-TEST_CASE("an invalid sample refuses the fit") {
+TEST_CASE("an invalid sample refuses the fit", "[row 12]") {
   const auto [length, quantile] =
       GENERATE(std::pair{kNan, 0.1}, std::pair{kInf, 0.1}, std::pair{-kInf, 0.1},
                std::pair{-3.0, 0.1}, std::pair{0.5, 0.1}, std::pair{10.0, kNan},
@@ -171,7 +171,7 @@ TEST_CASE("an invalid sample refuses the fit") {
         "[0, 1]");
 }
 
-TEST_CASE("equal quantiles give a constant threshold") {
+TEST_CASE("equal quantiles give a constant threshold", "[row 12]") {
   const Fit fit = fit_power_law({{100, 317, 1000, 9999}, {0.003, 0.003, 0.003, 0.003}});
   REQUIRE(fit.status == FitStatus::kOk);
   CHECK(fit.law.beta == 0.0);
@@ -192,7 +192,7 @@ TEST_CASE("a rising threshold is refused") {
         "the quantiles rise with the length (beta would be -0.30103), a threshold must not");
 }
 
-TEST_CASE("a zero quantile counts as the smallest normal float32") {
+TEST_CASE("a zero quantile counts as the smallest normal float32", "[row 12]") {
   const double smallest = std::numeric_limits<float>::min();
   const Fit zeros = fit_power_law({{100, 1000, 10000}, {0.0, 0.0, 0.0}});
   REQUIRE(zeros.status == FitStatus::kOk);
@@ -208,7 +208,7 @@ TEST_CASE("a zero quantile counts as the smallest normal float32") {
   }
 }
 
-TEST_CASE("predictions stay in [0, 1]") {
+TEST_CASE("predictions stay in [0, 1]", "[row 13]") {
   const PowerLaw law{5.0, 1.0};
   CHECK(law.predict(1.0) == 1.0);
   CHECK(law.predict(100.0) == 1.0);

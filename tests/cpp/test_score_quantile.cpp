@@ -61,7 +61,7 @@ TEST_CASE("score_quantile counts attended keys through masks and pages") {
   }
 }
 
-TEST_CASE("score_quantile gives the same bits on any number of threads") {
+TEST_CASE("score_quantile gives the same bits on any number of threads", "[row 28][row 29]") {
   const NamedLevel level = any_level();
   QuantileProblem problem({.num_kv_heads = 3, .group_size = 4, .capacity = 2100},
                           {10, 20, 500, 700, 1000, 1300, 1900, 2100}, 0.95);
@@ -105,7 +105,7 @@ TEST_CASE("score_quantile holds little more than a tile's scores above the quant
   }
 }
 
-TEST_CASE("score_quantile of NaN is NaN for the rows that see it") {
+TEST_CASE("score_quantile of NaN is NaN for the rows that see it", "[row 6]") {
   const NamedLevel level = any_level();
   QuantileProblem problem({.group_size = 2, .capacity = 300}, {200, 201, 300}, 0.5);
   problem.keys.set_k(0, 0, 200, kNaN);
