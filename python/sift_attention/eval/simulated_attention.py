@@ -141,7 +141,8 @@ class Decoding:
             dropped_mass.append((rows.mass - read.kept_mass).clamp(min=0.0))
 
         def by_sequence(parts: list[Tensor]) -> Tensor:
-            return torch.stack(parts).unflatten(0, (batch, -1))
+            stacked: Tensor = torch.stack(parts).unflatten(0, (batch, -1))
+            return stacked
 
         self.layers[layer_idx] = Reads(
             v_rows=by_sequence(v_rows).mT,

@@ -31,8 +31,9 @@ class AtBudget:
 
     Attributes:
         by_seed: KL in nats; empty if the family needs more on some seed.
-        share: bytes it takes: the budget, or what its dearest setting takes where that is less; if
-            the family needs more than the budget, what its cheapest setting takes. Mean over seeds.
+        share: bytes it takes, mean over seeds: the budget, or what its dearest setting takes where
+            that is less. If it needs more than the budget on some seed: what its cheapest setting
+            takes on the seed where that is most.
         stops_short: its dearest setting takes less than the budget.
     """
 
@@ -102,7 +103,7 @@ def at_budget(
     found = {seed: interpolate(p, share) for seed, p in points.items()}
     by_seed = {seed: kl for seed, kl in found.items() if kl is not None}
     if len(by_seed) < len(found):
-        return AtBudget({}, statistics.fmean(p[0].share for p in points.values()))
+        return AtBudget({}, max(p[0].share for p in points.values()))
     taken = statistics.fmean(min(share, p[-1].share) for p in points.values())
     return AtBudget(by_seed, taken, stops_short=taken < share - 0.005)
 

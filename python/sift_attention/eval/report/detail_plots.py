@@ -21,22 +21,23 @@ if TYPE_CHECKING:
 _SHORT_LABEL = 20  # characters; longer ones stand below each other
 _LOST = (-100, -50, -20, -10, -5, -2, -0.5, 100)  # points, between colours of the depth plot
 LOWEST_QUANTILE = 1e-7  # drawn; what is less lies on the edge
-_NUM_PANELS = 9  # of quantiles, at most
+_DASHES = ("-", "--", ":", "-.")
 
 
 def plot_layers(results: Results, family: str, v_share: float) -> Figure | None:
-    """Kept V rows and dropped mass by layer, a line for each task."""
+    """Kept V rows and dropped mass by layer, a line for each task and length."""
     from matplotlib.ticker import MaxNLocator
 
     names = condition_names(results)
     figure, axes = grid(2, width=4.6, height=3.4, columns=2, share=False)
     found = False
-    for i, condition in enumerate(results.conditions):
+    looks = _looks(results.conditions)
+    for condition in results.conditions:
         setting = results.nearest_within(condition, family, v_share)
         layers = by_layer(setting[1]) if setting else {}
         for part, panel in enumerate(axes):
             values = [100 * layer[part] for layer in layers.values()]
-            panel.plot(list(layers), values, "o-", color=f"C{i % 10}", label=names[condition])
+            panel.plot(list(layers), values, marker="o", label=names[condition], **looks[condition])
         found = found or bool(layers)
     if not found:
         return None
@@ -61,7 +62,8 @@ def plot_steps(results: Results, family: str, v_share: float) -> Figure | None:
         steps = [stretch["step"] for stretch in stretches]
         for panel, key, factor in ((axes[0], "kl", 1), (axes[1], "v_fraction", 100)):
             values = [factor * stretch[key] for stretch in stretches]
-            panel.plot(steps, values, "o-", color=f"C{i % 10}", label=name)
+            colour, dashes = f"C{i % 10}", _DASHES[i // 10 % len(_DASHES)]
+            panel.plot(steps, values, marker="o", color=colour, linestyle=dashes, label=name)
     axes[0].set(xlabel="decode step", ylabel="KL, nats per scored token", yscale="log")
     axes[1].set(xlabel="decode step", ylabel="V rows read, %")
     _start_at_zero(axes[1])
@@ -70,6 +72,19 @@ def plot_steps(results: Results, family: str, v_share: float) -> Figure | None:
     _legend_below(figure, axes)
     figure.suptitle("Along the decode steps")
     return figure
+
+
+def _looks(conditions: Sequence[Condition]) -> dict[Condition, dict[str, Any]]:
+    """A colour for each task and dashes for each length."""
+    tasks = list(dict.fromkeys(condition.task for condition in conditions))
+    lengths = sorted({condition.length for condition in conditions})
+    return {
+        c: {
+            "color": f"C{tasks.index(c.task) % 10}",
+            "linestyle": _DASHES[lengths.index(c.length) % len(_DASHES)],
+        }
+        for c in conditions
+    }
 
 
 def _start_at_zero(panel: Axes) -> None:
@@ -127,7 +142,7 @@ def plot_depths(results: Results, v_share: float) -> Figure | None:
         for text in panel.get_yticklabels():
             text.set_color(HERO_COLOUR if text.get_text().endswith("(default)") else "#222222")
     bar = figure.colorbar(image, ax=axes, shrink=0.6, spacing="uniform")
-    bar.ax.set_ylabel("accuracy minus exact, percentage points")
+    bar.ax.set_ylabel("accuracy minus exact,\npercentage points", fontsize=8)
     bar.set_ticks(_LOST[1:-1], labels=[f"{points:g}" for points in _LOST[1:-1]])
     return figure
 
@@ -144,14 +159,17 @@ def _by_depth(
 
 
 def plot_quantiles(results: Results) -> Figure | None:
-    """Predicted against true quantile, a panel for each task, coloured by layer."""
+    """Predicted against true quantile, a panel for each task and length, coloured by layer."""
     from matplotlib.ticker import MaxNLocator, NullFormatter
 
+    names = condition_names(results)
     positive = {
-        task: [row for row in rows if row["predicted"] > 0 and row["true"] > 0]
-        for task, rows in results.quantiles.items()
+        names.get(condition, str(condition)): [
+            row for row in rows if row["predicted"] > 0 and row["true"] > 0
+        ]
+        for condition, rows in results.quantiles.items()
     }
-    shown = [(task, rows) for task, rows in positive.items() if rows][:_NUM_PANELS]
+    shown = [(name, rows) for name, rows in positive.items() if rows]
     if not shown:
         return None
     figure, axes = grid(len(shown), width=3.2, height=3.0, columns=3)
@@ -159,7 +177,7 @@ def plot_quantiles(results: Results) -> Figure | None:
     points: Any = None
     values = [row[key] for _, rows in shown for row in rows for key in ("true", "predicted")]
     ends = [max(min(values), LOWEST_QUANTILE), max(values)]
-    for panel, (task, rows) in zip(axes, shown, strict=True):
+    for panel, (name, rows) in zip(axes, shown, strict=True):
         points = panel.scatter(
             [max(row["true"], ends[0]) for row in rows],
             [max(row["predicted"], ends[0]) for row in rows],
@@ -175,7 +193,7 @@ def plot_quantiles(results: Results) -> Figure | None:
             panel.plot(ends, [factor * end for end in ends], style, color="#555555", linewidth=0.9)
         close = statistics.fmean(abs(error) <= math.log(2) for error in log_errors(rows))
         panel.set(xscale="log", yscale="log", xlabel="true quantile", ylabel="predicted")
-        panel.set_title(f"{task}: {close:.0%} within a factor of 2", fontsize=10)
+        panel.set_title(f"{name}: {close:.0%} within a factor of 2", fontsize=10)
         panel.grid(alpha=0.25)
         for ticks in (panel.xaxis, panel.yaxis):
             ticks.set_minor_formatter(NullFormatter())

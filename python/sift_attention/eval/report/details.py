@@ -192,10 +192,12 @@ def _known_mean(cells: Sequence[Cell], key: str) -> float:
 
 def quantile_errors(results: Results) -> Table | None:
     """How far the fitted power law misses the true quantile, by task and layer."""
+    names = condition_names(results)
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for task, found in results.quantiles.items():
+    for condition, found in results.quantiles.items():
         for row in found:
-            groups.setdefault((task, row["layer"]), []).append(row)
+            name = names.get(condition, str(condition))
+            groups.setdefault((name, row["layer"]), []).append(row)
     if not groups:
         return None
     rows = [

@@ -108,12 +108,12 @@ class Results:
         return next((f.name for f in families if f.module == _DEFAULT_MODULE), None)
 
     @property
-    def quantiles(self) -> dict[str, list[dict[str, Any]]]:
-        """Rows of `quantiles.predicted_quantiles` by task."""
-        found: dict[str, list[dict[str, Any]]] = {}
+    def quantiles(self) -> dict[Condition, list[dict[str, Any]]]:
+        """Rows of `quantiles.predicted_quantiles` by task and length, shortest first."""
+        found: dict[Condition, list[dict[str, Any]]] = {}
         for cell in self.cells(protocol="quantiles"):
-            found.setdefault(cell["task"], []).extend(cell["rows"])
-        return found
+            found.setdefault(Condition(cell["task"], cell["length"]), []).extend(cell["rows"])
+        return {c: found[c] for c in sorted(found, key=lambda c: c.length)}
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -15,7 +15,8 @@ WHAT: dict[Axis, str] = {"v_fraction": "V", "kv_fraction": "K + V"}
 
 _MARKS = (
     "Bold: the best that needs no oracle; italic: tied with it, within the spread of their ratio "
-    "over the seeds. Needs: its cheapest setting reads more. At: its dearest setting reads less."
+    "over the seeds. Needs: its cheapest setting reads more, so much on some seed. At: its dearest "
+    "setting reads less."
 )
 
 
@@ -75,7 +76,7 @@ def scoreboard(results: Results, axis: Axis, budget: float) -> Table:
 def condition_names(results: Results) -> dict[Condition, str]:
     """Names of tasks, with the length where there are several."""
     same = len({condition.length for condition in results.conditions}) == 1
-    return {c: c.task if same else str(c) for c in results.conditions}
+    return {c: c.task if same else f"{c.task} at {c.length:,}" for c in results.conditions}
 
 
 def measured(
