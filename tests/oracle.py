@@ -106,8 +106,10 @@ class KeySets:
         theta = theta.nan_to_num(0.0)  # both keep all
 
         finite = k.abs().nan_to_num(0.0, posinf=0.0)
-        products = call.q.abs()[:, :, None] @ repeat(finite, group_size).mT
-        magnitude = products[:, :, 0].amax(-1) if log_p.numel() > 0 else torch.zeros_like(theta)
+        products = call.q.abs().unflatten(1, (num_kv_heads, group_size)) @ finite.mT
+        magnitude = torch.zeros_like(theta)
+        if log_p.numel() > 0:
+            magnitude = products.amax(-1).flatten(1)
         scale = options.get("scale") or 1.0 / math.sqrt(call.q.shape[-1])
         self.magnitude = scale * magnitude  # [B, HQ]
         self.eps = rounding_of_scores(self.magnitude, call.q.shape[-1])

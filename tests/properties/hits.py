@@ -13,6 +13,7 @@ from making import key_sets, make
 from strategies import EDGES, SEEDS, DecodeCase, as_choices, choices, decode_cases
 
 from cases import Call
+from oracle import KeySets
 
 HITS: Counter[str] = Counter()  # of the property that is running
 
@@ -39,9 +40,10 @@ DERIVED: dict[str, dict[str, tuple[Any, ...]]] = {
 def decode_property(
     more: dict[str, Sequence[Any]] | None = None, rare: Set[str] = frozenset(), **fixed: Any
 ) -> Callable[[Any], Any]:
-    """Makes a test of (case, call, seed) a property.
+    """Makes a test a property.
 
-    It fails, too, where no example of it was of some class.
+    Its arguments are, by name: case, the call made of it, the call's key sets (keys), seed, and
+    those in `more`. It fails, too, where no example was of some class.
 
     Args:
         more: see `decode_cases`.
@@ -50,12 +52,16 @@ def decode_property(
     """
 
     def decorate(test: Any) -> Any:
+        names = inspect.signature(test).parameters
+
         @functools.wraps(test)
         def check(drawn: tuple[DecodeCase, dict[str, Any]], seed: int) -> None:
             case, others = drawn
             call = make(case, seed)
-            count_classes(case, call)
-            test(case, call, seed, **others)
+            keys = key_sets(call)
+            count_classes(case, call, keys)
+            known = {"case": case, "call": call, "keys": keys, "seed": seed, **others}
+            test(**{name: known[name] for name in names})
 
         check.__signature__ = inspect.signature(check, follow_wrapped=False)  # type: ignore[attr-defined]
         check.expected_classes = lambda: expected_classes(fixed) - rare  # type: ignore[attr-defined]
@@ -89,8 +95,7 @@ def expected_classes(fixed: dict[str, Any]) -> set[str]:
     return derived | {f"{field}={value}" for field in values for value in values[field]}
 
 
-def count_classes(case: DecodeCase, call: Call) -> None:
-    keys = key_sets(call)
+def count_classes(case: DecodeCase, call: Call, keys: KeySets) -> None:
     attended = call.attended()
     count = attended.sum(1)
     views = (case.q_view, case.k_view, case.v_view)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hits import decode_property
-from making import Draw, all_bytes, kept_rows, key_sets, plain
+from making import Draw, all_bytes, kept_rows, plain
 
 import sift_attention as sift
 from cases import Call, assert_same_bits, tolerance
@@ -39,19 +39,19 @@ def test_a_batch_is_its_sequences(case, call, seed):
 
 @pytest.mark.row(17, 18, 19)
 @decode_property()
-def test_where_it_lies_in_memory(case, call, seed):
+def test_where_it_lies_in_memory(call, keys):
     """Views of any strides, pages in any order and the same numbers packed and masked."""
-    assert_same_bits_on_the_cpu(call.run(), plain(call).run(), key_sets(call))
+    assert_same_bits_on_the_cpu(call.run(), plain(call).run(), keys)
 
 
 @decode_property(
     rare={"borderline", "nothing passes"}, law=("exact", "c = 0.25", "tiny"), sinks=None
 )
-def test_a_group_of_heads_loads_what_each_would(case, call, seed):
+def test_a_group_of_heads_loads_what_each_would(case, call, keys):
     """As heads with keys and values of their own; here, some key passes for each of them."""
     call = plain(call)
     out, stats = call.run()
-    keys, kept = key_sets(call), kept_rows(call)
+    kept = kept_rows(call)
     call.k, call.v = (x.repeat_interleave(case.group_size, 1) for x in (call.k, call.v))
     if "v_sum" in call.options:
         call.options["v_sum"] = call.options["v_sum"].repeat_interleave(case.group_size, 1)
@@ -64,7 +64,7 @@ def test_a_group_of_heads_loads_what_each_would(case, call, seed):
 
 
 @decode_property()
-def test_inputs_are_only_read(case, call, seed):
+def test_inputs_are_only_read(call):
     law = call.law or sift.PowerLaw.exact()
     values = [call.q, call.k, call.v, law.log_alpha, law.beta, *call.options.values()]
     stored = [all_bytes(x) for x in values if isinstance(x, torch.Tensor)]

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from hits import decode_property
-from making import kept_rows, key_sets, plain
+from making import kept_rows, plain
 
 import sift_attention as sift
 from cases import assert_same_path
@@ -16,9 +16,8 @@ pytestmark = pytest.mark.usefixtures("device")
 
 @pytest.mark.row(11)
 @decode_property()
-def test_the_loaded_rows_are_those_above_the_threshold(case, call, seed):
+def test_the_loaded_rows_are_those_above_the_threshold(call, keys):
     """No key outside the band of rounding may be loaded or left out against the law."""
-    keys = key_sets(call)
     kept = kept_rows(plain(call))
     assert not (keys.sure & ~kept).any()
     assert not (kept & ~keys.sure & ~keys.maybe).any()
@@ -28,7 +27,7 @@ def test_the_loaded_rows_are_those_above_the_threshold(case, call, seed):
 
 @pytest.mark.row(10)
 @decode_property(law=("zero", "nan"))
-def test_a_threshold_of_zero_is_exact_attention(case, call, seed):
+def test_a_threshold_of_zero_is_exact_attention(call):
     out, stats = call.run()
     call.law = None
     exact, exact_stats = call.run()
@@ -40,7 +39,7 @@ def test_a_threshold_of_zero_is_exact_attention(case, call, seed):
 
 @pytest.mark.row(9, 13)
 @decode_property(law="one")
-def test_a_threshold_above_every_p_loads_one_row(case, call, seed):
+def test_a_threshold_above_every_p_loads_one_row(call):
     out, stats = call.run()
     call.law = None
     _, exact_stats = call.run()
@@ -52,7 +51,7 @@ def test_a_threshold_above_every_p_loads_one_row(case, call, seed):
 
 
 @decode_property(law=("c = 1.5", "per head", "mixed", "at a key"))
-def test_a_higher_threshold_keeps_no_more(case, call, seed):
+def test_a_higher_threshold_keeps_no_more(case, call):
     law = call.law
     loaded, mass = math.inf, math.inf
     for step in (-6.0, -2.0, -0.5, 0.0, 0.5, 2.0, 6.0, 200.0):
@@ -68,8 +67,7 @@ def test_a_higher_threshold_keeps_no_more(case, call, seed):
 
 
 @decode_property()
-def test_dropped_keys_weigh_no_more_than_the_threshold(case, call, seed):
-    keys = key_sets(call)
+def test_dropped_keys_weigh_no_more_than_the_threshold(case, call, keys):
     _, stats = call.run()
     _, exact_stats = dataclasses.replace(call, law=None).run()
     dropped = exact_stats.kept_mass - stats.kept_mass

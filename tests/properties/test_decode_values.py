@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 
 @decode_property()
-def test_matches_reference(case, call, seed):
+def test_matches_reference(call):
     assert_matches_reference(call)
 
 
@@ -47,7 +47,7 @@ def test_an_affine_map_of_the_values(case, call, seed, factor, offset):
 
 
 @decode_property(residual="renormalize", sinks=None)
-def test_renormalised_output_lies_among_the_loaded_values(case, call, seed):
+def test_renormalised_output_lies_among_the_loaded_values(case, call):
     call = plain(call)
     out, _ = call.run()
     kept = kept_rows(call)[..., None]
@@ -66,7 +66,7 @@ def test_renormalised_output_lies_among_the_loaded_values(case, call, seed):
 
 
 @decode_property()
-def test_dropped_mass_bounds_the_error(case, call, seed):
+def test_dropped_mass_bounds_the_error(case, call):
     """By the spread of V, or by its largest number where nothing stands in for dropped rows."""
     out, stats = call.run()
     call.law = None

@@ -19,13 +19,13 @@ many = settings(few, max_examples=100, print_blob=True)
 
 @few
 @decode_property()
-def test_of_few_examples(case, call, seed):
+def test_of_few_examples(case):
     pass
 
 
 @many
 @decode_property()
-def test_of_small_groups(case, call, seed):
+def test_of_small_groups(case):
     assert case.group_size < 5
 """
 
