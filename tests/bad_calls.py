@@ -101,6 +101,7 @@ def head_dim(size: int) -> dict[str, Change]:
 
 
 DOUBLE = to(torch.float64)
+NORMAL_SOFTCAP = "softcap must be 0 or a positive normal float32"
 PAGED_SHAPE = "[num_blocks, block_size, HK, D]"
 
 ATTENTION = [  # what decode and score_quantile share: error, sentence, changes
@@ -111,6 +112,11 @@ ATTENTION = [  # what decode and score_quantile share: error, sentence, changes
         {"q": to(torch.int32)},
     ),
     (TypeError, "k must have dtype float16, got bfloat16", {"k": to(torch.bfloat16)}),
+    (TypeError, "k must have dtype float16, got complex64", {"k": to(torch.complex64)}),
+    *(
+        (TypeError, f"k must have dtype float16, got {name}", {"k": to(getattr(torch, name))})
+        for name in ("float8_e4m3fn", "float8_e5m2")  # they would need a scale
+    ),
     (TypeError, "key_mask must have dtype bool, got float32", {"key_mask": to(torch.float32)}),
     (TypeError, "sinks must have dtype float32, got float64", {"sinks": DOUBLE}),
     (ValueError, "k must have shape [B, HK, N, D], got (2, 130, 64)", {"k": lambda k: k[:, 0]}),
@@ -165,13 +171,13 @@ ATTENTION = [  # what decode and score_quantile share: error, sentence, changes
         {"k": lambda k: k.repeat_interleave(2, -1)[..., ::2]},
     ),
     (ValueError, "sinks must have shape [HQ] = (8,), got (4,)", {"sinks": lambda sinks: sinks[:4]}),
-    (ValueError, "scale must be finite, got inf", {"scale": put(math.inf)}),
-    (ValueError, "scale must be finite, got nan", {"scale": put(math.nan)}),
-    (ValueError, "softcap must be a finite number of at least 0, got -1", {"softcap": put(-1.0)}),
-    (
-        ValueError,
-        "softcap must be a finite number of at least 0, got nan",
-        {"softcap": put(math.nan)},
+    *(
+        (ValueError, f"scale must be a finite float32, got {scale}", {"scale": put(float(scale))})
+        for scale in ("inf", "nan", "1e+39", "-1e+300")
+    ),
+    *(
+        (ValueError, f"{NORMAL_SOFTCAP}, got {softcap}", {"softcap": put(float(softcap))})
+        for softcap in ("-1", "nan", "inf", "1e+39", "1e-39")
     ),
 ]
 
@@ -186,6 +192,11 @@ PAGED = [
         ValueError,
         f"k must have shape {PAGED_SHAPE} = (21, 16, 2, 64), got (21, 16, 2, 32)",
         {"k": lambda k: k[..., :32]},
+    ),
+    (
+        ValueError,
+        "k must hold at most 2147483647 keys per sequence, got 9 blocks of 268435456",
+        {"k": lambda k: k[:, :1].expand(-1, 2**28, -1, -1)},
     ),
     (
         ValueError,

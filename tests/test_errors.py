@@ -19,6 +19,7 @@ def test_good_calls_are_good(op, layout):
     getattr(torch.ops.sift_attention, op).default(**GOOD_CALLS[op](layout))
 
 
+@pytest.mark.row(17, 20, 21, 22)
 @on_every_device
 @pytest.mark.parametrize("bad", BAD_CALLS, ids=str)
 def test_bad_calls(bad):
@@ -58,6 +59,7 @@ def test_what_only_the_operator_asks_for(change, sentence):
     assert str(error.value) == sentence
 
 
+@pytest.mark.row(23)
 @pytest.mark.parametrize("op", GOOD_CALLS)
 def test_tensors_on_several_devices(op):
     """By the fake, which PyTorch runs where one tensor is on meta, and by the kernel."""
@@ -101,12 +103,14 @@ def test_python_copies_what_the_operator_wants_contiguous():
     assert torch.equal(call.run()[0], expected)
 
 
+@pytest.mark.row(12)
 @pytest.mark.parametrize("c", [-1.0, math.inf, math.nan])
 def test_uniform_law(c):
     with pytest.raises(ValueError, match=f"c must be finite and not negative, got {c}"):
         sift.PowerLaw.uniform(c)
 
 
+@pytest.mark.row(12)
 @pytest.mark.parametrize(
     ("log_alpha", "beta"), [(math.nan, 1.0), (math.inf, 1.0), (0.0, math.nan), (0.0, -math.inf)]
 )

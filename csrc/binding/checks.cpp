@@ -12,6 +12,10 @@ namespace {
 
 constexpr std::array<int64_t, 6> kHeadDims{32, 64, 80, 96, 128, 256};  // the first on the CPU only
 
+constexpr int64_t kMaxKeys = std::numeric_limits<int32_t>::max();
+constexpr double kLeastFloat = std::numeric_limits<float>::min();
+constexpr double kLargestFloat = std::numeric_limits<float>::max();
+
 // Everything that attention needs of q and K, apart from where q lies.
 struct Attention {
   KVLayout k;
@@ -111,15 +115,19 @@ Attention check_attention(const Checker& checker, const Argument& q, DType dtype
     checker.rank(*block_table, 2, "[B, max_blocks]");
     checker.shape(*block_table, {batch, block_table->sizes[1]}, "[B, max_blocks]");
     checker.last_stride_is_one(*block_table);
-    capacity *= block_table->sizes[1];
+    const int64_t max_blocks = block_table->sizes[1];
+    checker.require(max_blocks == 0 || capacity <= kMaxKeys / max_blocks,
+                    "k must hold at most 2147483647 keys per sequence, got ", max_blocks,
+                    " blocks of ", capacity);
+    capacity *= max_blocks;
   } else {
     checker.shape(k, {batch, num_kv_heads, capacity, head_dim}, letters);
   }
   checker.require(num_kv_heads > 0 && num_q_heads > 0 && num_q_heads % num_kv_heads == 0,
                   "the heads of q must be a positive multiple of the heads of k, got ", num_q_heads,
                   " and ", num_kv_heads);
-  checker.require(capacity <= std::numeric_limits<int32_t>::max(),
-                  "k must hold at most 2147483647 keys per sequence, got ", capacity);
+  checker.require(capacity <= kMaxKeys, "k must hold at most 2147483647 keys per sequence, got ",
+                  capacity);
   checker.last_stride_is_one(k);
 
   AttendedKeys keys = check_keys(checker, batch, capacity, seq_lens, key_mask);
@@ -130,8 +138,11 @@ Attention check_attention(const Checker& checker, const Argument& q, DType dtype
     keys.block_size = k.sizes[1];
   }
   const float* sink_logits = sinks ? check_floats(checker, *sinks, {num_q_heads}, "[HQ]") : nullptr;
-  checker.require(std::isfinite(scale), "scale must be finite, got ", scale);
-  checker.at_least_zero("softcap", softcap);
+  // The kernels have them as float32: what overflows there would make every score NaN, and a softcap
+  // that underflows would be none.
+  checker.require(std::abs(scale) <= kLargestFloat, "scale must be a finite float32, got ", scale);
+  checker.require(softcap == 0 || (softcap >= kLeastFloat && softcap <= kLargestFloat),
+                  "softcap must be 0 or a positive normal float32, got ", softcap);
   return {.k = layout(k, paged),
           .keys = keys,
           .sinks = sink_logits,

@@ -16,6 +16,7 @@ from torch.compiler import is_compiling
 
 from . import _library  # registers torch.ops.sift_attention
 from .law import DecodeStats, PowerLaw
+from .values import ARE_CHECKED, check_values
 
 Residual = Literal["mean", "renormalize", "none"]
 
@@ -102,7 +103,8 @@ def decode(
             keeps every key: exact attention.
         scale (float): of the scores, 1 / sqrt(D) by default.
         seq_lens (Tensor[B], int32): keys [0, seq_lens[b]) are attended; all by default. The
-            values stay on the device and are not checked: they are clamped to [0, N].
+            values stay on the device: they are clamped to [0, N], and checked only where
+            SIFT_CHECK=1 is in the environment when the package is imported.
         key_mask (Tensor[B, N], bool): False takes a key out of the attended ones. Last stride 1.
         v_sum (Tensor[B, HK, D], float32): sum of V over the attended keys, for the mean residual.
         residual (str): what stands in for dropped value rows. "mean": the dropped mass times the
@@ -163,6 +165,8 @@ def decode(
         None if sinks is None else sinks.contiguous(),
         block_table,
     )
+    if ARE_CHECKED and not _is_watched():
+        check_values("decode", k, seq_lens, block_table, log_alpha, beta)
     return (out, DecodeStats(*stats)) if return_stats else out
 
 
@@ -226,6 +230,8 @@ def score_quantile(
         None if sinks is None else sinks.contiguous(),
         block_table,
     )
+    if ARE_CHECKED and not _is_watched():
+        check_values("score_quantile", k, block_table=block_table)
     return result
 
 
@@ -286,11 +292,7 @@ def call(op: Any, name: str, *args: Any) -> Any:
         What the operator returns.
     """
     try:
-        if (
-            _is_watched()
-            or torch.is_inference_mode_enabled()
-            or _library.wants_gradient(*args)
-        ):
+        if _is_watched() or torch.is_inference_mode_enabled() or _library.wants_gradient(*args):
             return op(*args)
         # The registered autograd, which is Python, would only pass the call on, for as much time
         # as the rest of a short call takes.

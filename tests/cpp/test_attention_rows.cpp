@@ -129,9 +129,9 @@ TEST_CASE("a call that fails leaves the cache as it was") {
         "Attention: key_mask must have shape [B, N] = (1, 21), got (1, 20)");
   CHECK(complaint(q, {.key_mask = at::ones({1, 21})}) ==
         "Attention: key_mask must have dtype bool, got float32");
-  CHECK(complaint(q, {.scale = kNan}) == "decode: scale must be finite, got nan");
+  CHECK(complaint(q, {.scale = kNan}) == "decode: scale must be a finite float32, got nan");
   CHECK(complaint(q, {.softcap = -1.0}) ==
-        "decode: softcap must be a finite number of at least 0, got -1");
+        "decode: softcap must be 0 or a positive normal float32, got -1");
   CHECK(complaint(q.to(at::kHalf)) == "Attention: k must have dtype float16, got float32");
   CHECK(complaint(q.clone().requires_grad_()) ==
         "Attention: gradients are not supported, call it under at::NoGradGuard or detach its "
