@@ -22,7 +22,9 @@ def load(split: str, folder: Path) -> Any:
             from transformers.distributed import DistributedConfig
 
             sizes: dict[str, Any] = {"pp_size" if split == "pipeline" else "tp_size": 2}
-            if split == "experts":
+            if split == "experts" and hasattr(DistributedConfig, "ep_size"):
+                sizes["ep_size"] = 2
+            elif split == "experts":
                 sizes["enable_expert_parallel"] = True
             options["distributed_config"] = DistributedConfig(**sizes)
         except (ImportError, TypeError):  # before transformers 5.17
