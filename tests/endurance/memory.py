@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ STATES = (SiftState, ValueSum, Calibration, CacheState, Forward, AttendedKeys)
 
 @dataclass(frozen=True)
 class Sample:
-    """What the process holds after a garbage collection."""
+    """What the process holds after a garbage collection, but for frozen objects."""
 
     call: int
     resident_bytes: int
@@ -60,6 +59,7 @@ def growth_per_call(samples: list[Sample], of: Callable[[Sample], float]) -> flo
     return slopes[len(slopes) // 2]
 
 
-def live(kinds: Any = STATES) -> int:
+def live_states() -> int:
+    """States of any kind that are still referred to."""
     gc.collect()
-    return sum(issubclass(type(x), kinds) for x in gc.get_objects())
+    return sum(issubclass(type(x), STATES) for x in gc.get_objects())

@@ -55,7 +55,8 @@ def interrupted_everywhere(
     name: str,
 ) -> Iterator[DynamicCache | StaticCache]:
     """Caches whose call was interrupted, each before another line."""
-    num_lines = count_lines(lambda: call(make()))
+    whole = make()
+    num_lines = count_lines(lambda: call(whole))
     for line in progress(range(0, num_lines, STRIDE), name):
         cache = make()
         assert Interrupter(line).run(lambda cache=cache: call(cache))
@@ -74,6 +75,7 @@ def test_a_reset_cache_reads_the_prompt_as_a_new_one(model, kind):
             assert torch.equal(read(model, cache, tokens), expected)
 
 
+@pytest.mark.row(37, 38)
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_a_torn_cache_is_refused(model, kind):
     """Without a reset a forward gives the bits of whole layers, or none."""
@@ -146,6 +148,7 @@ def test_a_generation_that_was_broken_off_goes_on(model):
                 assert torch.equal(logits, expected[position - LONG + 1])
 
 
+@pytest.mark.row(36)
 @pytest.mark.parametrize("change", ["reorder_cache", "batch_select_indices", "crop", "reset"])
 def test_states_follow_an_interrupted_change_whole_or_not_at_all(model, change):
     """As in a cache that never had states: uniform laws need nothing else."""

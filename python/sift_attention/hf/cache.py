@@ -207,26 +207,28 @@ def adopt(cache: Any, config: SiftConfig, totals: Totals, held: range | None = N
     """
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
-    state: CacheState | None = getattr(cache, "sift_state", None)
+    state: CacheState | None = cache.sift_state if isinstance(cache, SiftingCache) else None
     if state is not None and state.config is config and state.totals is totals:
         return state
     if state is not None:
         _check_owner(cache, state.totals, totals)
-    if state is None:
-        stock: Any = type(cache)
-        cache.__class__ = _sifting_class(stock)
+        state.held = held
+    if state is None or state.config != config:
+        state = CacheState(config, totals, held)
+        state.sliding = frozenset(i for i, sliding in enumerate(cache.is_sliding) if sliding)
+        cache.sift_state = state
+    else:
+        state.config = config
+        state.count_in(totals)
+    if not isinstance(cache, SiftingCache):
         if not getattr(cache, "offloading", False):
             for layer in cache.layers:
                 if type(layer) is DynamicLayer:
                     layer.__class__ = GrowingLayer
             if cache.layer_class_to_replicate is DynamicLayer:
                 cache.layer_class_to_replicate = GrowingLayer
-    if state is None or state.config != config:
-        state = cache.sift_state = CacheState(config, totals, held)
-        state.sliding = frozenset(i for i, sliding in enumerate(cache.is_sliding) if sliding)
-    else:
-        state.config, state.held = config, held
-        state.count_in(totals)
+        stock: Any = type(cache)
+        cache.__class__ = _sifting_class(stock)  # last: it tells that all of this is done
     return state
 
 

@@ -41,11 +41,11 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             keys, values = (_buffer(*both, length) for both in zip(old, new, strict=True))
             self._buffers = keys, values
             self.dtype, self.device = key_states.dtype, key_states.device
-            self.is_initialized = True
         for buffer, rows in zip(self._buffers, new, strict=True):
             buffer.narrow(2, length, added).copy_(rows)
         keys, values = (buffer.narrow(2, 0, length + added) for buffer in self._buffers)
         self.keys, self.values = self._views = keys, values
+        self.is_initialized = True
         return keys, values
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
