@@ -320,6 +320,12 @@ def test_thousandths(nats, text):
     assert texts.milli(nats) == text
 
 
+def test_a_single_thing_is_counted_in_the_singular():
+    assert texts.counted(1, "seed") == "1 seed"
+    assert texts.counted(0, "cell") == "0 cells"
+    assert texts.counted(1200, "cell") == "1,200 cells"
+
+
 def test_labels_are_what_differs():
     assert texts.setting_labels(["P(a=1, b='x', c=(1, 2))", "P(a=2, b='x', c=(1, 2))"]) == {
         "P(a=1, b='x', c=(1, 2))": "a=1",

@@ -8,6 +8,7 @@ import transformers
 from tiny_decoders import OPTIONS, build, text_samples, tokens_of
 
 from sift_attention import SiftConfig
+from sift_attention.eval import simulated_attention
 from sift_attention.eval.policies.exact import Exact
 from sift_attention.eval.policies.sift import Sift
 from sift_attention.eval.simulate import Simulation, exact_logits, observe, simulate
@@ -61,7 +62,12 @@ def test_exact_steps_equal_the_model_and_dropping_changes_it(model, tokens):
     assert (sifted - exact).abs().max() > 0.05
 
 
-def test_one_reading_of_the_prompt_serves_any_number_of_policies(model, tokens):
+@pytest.mark.parametrize("most_shared", [None, 0])
+def test_one_reading_of_the_prompt_serves_any_number_of_policies(
+    model, tokens, most_shared, monkeypatch
+):
+    if most_shared is not None:
+        monkeypatch.setattr(simulated_attention, "_MOST_SHARED_BYTES", most_shared)
     seen = []
     hook = model.get_input_embeddings().register_forward_hook(
         lambda _, arguments, __: seen.append(arguments[0].shape[1])
