@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import sift_attention as sift
 
-STRIDE = scaled(1, 31)  # of the lines that are interrupted
+DENSE, FINE, COARSE = (scaled(1, step) for step in (5, 31, 97))  # between interrupted lines
 STEPS = 3
 
 pytestmark = pytest.mark.filterwarnings("ignore:sift_attention. no decode step was sifted")
@@ -53,11 +53,12 @@ def interrupted_everywhere(
     make: Callable[[], DynamicCache | StaticCache],
     call: Callable[[DynamicCache | StaticCache], object],
     name: str,
+    stride: int = FINE,
 ) -> Iterator[DynamicCache | StaticCache]:
     """Caches whose call was interrupted, each before another line."""
     whole = make()
     num_lines = count_lines(lambda: call(whole))
-    for line in progress(range(0, num_lines, STRIDE), name):
+    for line in progress(range(0, num_lines, stride), name):
         cache = make()
         assert Interrupter(line).run(lambda cache=cache: call(cache))
         yield cache
@@ -69,7 +70,10 @@ def test_a_reset_cache_reads_the_prompt_as_a_new_one(model, kind):
     with sift.hf.enabled(model, QUANTILE), torch.no_grad():
         expected = read(model, new_cache(model, kind), tokens)
         for cache in interrupted_everywhere(
-            lambda: new_cache(model, kind), lambda c: model(tokens, past_key_values=c), f"{kind}"
+            lambda: new_cache(model, kind),
+            lambda c: model(tokens, past_key_values=c),
+            f"reset {kind}",
+            COARSE,
         ):
             cache.reset()
             assert torch.equal(read(model, cache, tokens), expected)
@@ -122,7 +126,7 @@ def test_a_torn_cache_is_whole_again_after_a_crop(model):
     with sift.hf.enabled(model, QUANTILE), torch.no_grad():
         expected = read(model, half_full(), tokens[:, 90:])
         for cache in interrupted_everywhere(
-            half_full, lambda c: model(tokens[:, 90:], past_key_values=c), "cropped"
+            half_full, lambda c: model(tokens[:, 90:], past_key_values=c), "cropped", COARSE
         ):
             cache.crop(90)
             assert torch.equal(read(model, cache, tokens[:, 90:]), expected)
@@ -159,7 +163,10 @@ def test_states_follow_an_interrupted_change_whole_or_not_at_all(model, change):
         filled = new_cache(model, "dynamic")
         model(tokens, past_key_values=filled)
         for cache in interrupted_everywhere(
-            lambda: copy.deepcopy(filled), lambda c: getattr(c, change)(*arguments), change
+            lambda: copy.deepcopy(filled),
+            lambda c: getattr(c, change)(*arguments),
+            change,
+            DENSE,
         ):
             if len(lengths(cache)) > 1:
                 continue

@@ -15,7 +15,7 @@ import sift_attention as sift
 from sequences import Sequence, calibrated
 from sift_attention import reference
 
-STRIDE = scaled(1, 5)  # of the lines that are interrupted
+STRIDE = scaled(1, 7)  # of the lines that are interrupted
 LAST = 170
 
 
