@@ -59,8 +59,7 @@ print(json.dumps({"python": platform.python_version(), "torch": torch.__version_
 
 def test(cell: Cell, log: Path, *, quick: bool) -> dict[str, Any]:
     """A row of the result: the versions that met, and how many tests passed."""
-    row: dict[str, Any] = {"cell": str(cell), "python": cell.python, "torch": cell.torch}
-    row |= {"transformers": cell.transformers, "quick": quick}
+    row = {**asked_for(cell), "quick": quick}
     try:
         interpreter = prepare(cell, log)
         asked = subprocess.run([interpreter, "-c", ASK_VERSIONS], capture_output=True, text=True)
@@ -82,6 +81,12 @@ def test(cell: Cell, log: Path, *, quick: bool) -> dict[str, Any]:
         if not report.exists():
             return {**row, "failed": 1, "missing": "pytest failed before the tests"}
     return {**row, **count(report)}
+
+
+def asked_for(cell: Cell) -> dict[str, Any]:
+    """The versions of a cell as a row has them."""
+    versions = {"python": cell.python, "torch": cell.torch, "transformers": cell.transformers}
+    return {"cell": str(cell), **versions}
 
 
 def files(cell: Cell, *, quick: bool) -> list[Path]:
@@ -110,7 +115,8 @@ def count(report: Path) -> dict[str, Any]:
 
 def publish(rows: dict[str, dict[str, Any]]) -> None:
     """Everything that is known so far; the machine is that of the last run."""
-    ordered = [rows[str(cell)] for cell in CELLS if str(cell) in rows]
+    unknown = {str(cell): {**asked_for(cell), "missing": "not run yet"} for cell in CELLS}
+    ordered = [rows.get(name, row) for name, row in unknown.items()]
     machine = {name: value for name, value in describe().items() if name in compat_table.MACHINE}
     write_json({"machine": machine, "rows": ordered}, RESULT)
     compat_table.main([])
