@@ -145,12 +145,15 @@ def test_guards_follow_enable_disable_and_config():
         torch.testing.assert_close(decode(step), stock)
 
 
-def test_compiled_model_with_a_dynamic_cache():
+@pytest.mark.row(32)
+def test_64_steps_of_a_compiled_model_with_a_dynamic_cache():
     model = build("llama")
     with sift.hf.enabled(model, SIFTING) as handle:
-        _, logits = generate(model, prompt())
+        tokens, logits = generate(model, prompt(), max_new_tokens=65)
         calls = handle.stats().total.decode_calls
         model.forward = torch.compile(model.forward, backend="eager", dynamic=True)
-        _, again = generate(model, prompt())
-    torch.testing.assert_close(again, logits, atol=1e-5, rtol=0)
+        again = generate(model, prompt(), max_new_tokens=65)
+    torch.testing.assert_close(again[1], logits, atol=1e-5, rtol=0)
+    assert torch.equal(again[0], tokens)
     assert handle.stats().total.decode_calls == 2 * calls
+    assert num_graphs() <= 3  # the prompt, and at most two kinds of steps
