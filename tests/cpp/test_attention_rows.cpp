@@ -10,7 +10,7 @@ namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-TEST_CASE("cropped tokens leave no trace") {
+TEST_CASE("cropped tokens leave no trace", "[row 36][row 37]") {
   const Sequences sequences(170);
   const Sequences rejected(5);
   for (const SiftConfig& config : {SiftConfig{.c = 1.0, .min_keys = 0}, quantile_config()}) {
@@ -28,7 +28,42 @@ TEST_CASE("cropped tokens leave no trace") {
   }
 }
 
-TEST_CASE("rows of the batch move with their laws") {
+TEST_CASE("a crop undoes the fit that needed more keys", "[row 37]") {
+  const Sequences sequences(170, 2);
+  for (const int64_t left : {149, 60, 20}) {
+    Attention cropped(quantile_config());
+    Attention fresh(quantile_config());
+    sequences.feed(cropped, 0, 150);
+    sequences.steps(cropped, 150, 155);
+    cropped.crop(155 - left);
+    sequences.feed(fresh, 0, left);
+    CHECK(close(cropped.law().log_alpha.exp(), fresh.law().log_alpha.exp()));
+    CHECK(close(sequences.steps(cropped, left, left + 5), sequences.steps(fresh, left, left + 5)));
+  }
+}
+
+TEST_CASE("a cache emptied behind the attention's back begins anew", "[row 35]") {
+  const Sequences first(180, 2);
+  const Sequences second(180, 2);
+  Attention fresh(quantile_config(2));
+  second.feed(fresh, 0, 150);
+  const at::Tensor expected = second.steps(fresh, 150, 155);
+  Attention used(quantile_config(2));
+  for (const bool crops : {true, false}) {
+    first.feed(used, 0, 170);
+    first.steps(used, 170, 175);
+    if (crops) {
+      used.cache().crop(175);
+    } else {
+      used.cache().reset();
+    }
+    second.feed(used, 0, 150);
+    CHECK(second.steps(used, 150, 155).equal(expected));
+    used.reset();
+  }
+}
+
+TEST_CASE("rows of the batch move with their laws", "[row 36]") {
   const Sequences sequences(160, 3);
   Attention attention(quantile_config());
   sequences.feed(attention, 0, 150);
@@ -55,7 +90,7 @@ TEST_CASE("rows of the batch move with their laws") {
   CHECK(close(moved.steps(attention, 150, 160), moved.steps(expected, 150, 160)));
 }
 
-TEST_CASE("a reset attention is a new one") {
+TEST_CASE("a reset attention is a new one", "[row 35]") {
   const Sequences first(180, 2);
   const Sequences second(180, 3);
   Attention used(quantile_config(2));
@@ -93,7 +128,7 @@ TEST_CASE("NaN comes out where it went in") {
   CHECK_FALSE(is_nan[1].any().item<bool>());
 }
 
-TEST_CASE("attention works across inference mode") {
+TEST_CASE("attention works across inference mode", "[row 33]") {
   const Sequences sequences(190);
   Attention attention(quantile_config());
   Attention expected(quantile_config());
@@ -109,7 +144,7 @@ TEST_CASE("attention works across inference mode") {
   CHECK(sequences.feed(attention, 155, 190).equal(sequences.feed(expected, 155, 190)));
 }
 
-TEST_CASE("a call that fails leaves the cache as it was") {
+TEST_CASE("a call that fails leaves the cache as it was", "[row 38]") {
   const Sequences sequences(30);
   Attention attention(SiftConfig{.min_keys = 0});
   sequences.feed(attention, 0, 20);
