@@ -164,7 +164,7 @@ def test_steps_without_keys_leave_a_sequence_as_it_was():
     assert state.log_alpha[0].isfinite().all()
 
 
-@pytest.mark.row(1)
+@pytest.mark.row(2)
 def test_no_sequences():
     """An empty batch, as after the last row of a batch was dropped."""
     for state in (sift.SiftState(UNIFORM), calibrated(warmup_steps=1)):
