@@ -14,7 +14,8 @@ namespace sift {
 namespace {
 
 // What was in the memory before makes no difference.
-DecodeOutputs run(const DecodeParams& params, const Level& level, int num_threads, uint8_t before) {
+DecodeOutputs run(const DecodeParams& params, const Level& level, int num_threads,
+                  const ParallelFor& parallel_for, uint8_t before) {
   DecodeParams p = params;
   const int64_t num_heads = p.batch * p.num_q_heads;
   const int64_t num_groups = p.batch * p.num_kv_heads;
@@ -28,8 +29,7 @@ DecodeOutputs run(const DecodeParams& params, const Level& level, int num_thread
   p.kept_mass = outputs.kept_mass.data();
   p.num_loaded = outputs.num_loaded.data();
   std::vector<uint8_t> workspace(decode_cpu_workspace_bytes(p, num_threads), before);
-  const ParallelFor threads = num_threads == 1 ? one_thread() : random_threads(num_threads);
-  decode_cpu_at_level(level, p, workspace.data(), num_threads, threads);
+  decode_cpu_at_level(level, p, workspace.data(), num_threads, parallel_for);
   return outputs;
 }
 
@@ -78,9 +78,10 @@ void fuzz(Choices& choices) {
   p.softcap = scaling.softcap;
 
   const auto num_threads = static_cast<int>(choices.between(2, 9));
+  const ParallelFor threads = make_threads(choices);
   for (const NamedLevel& level : testable_levels()) {
-    const DecodeOutputs outputs = run(p, *level.level, 1, 0x00);
-    require(run(p, *level.level, num_threads, 0xff) == outputs,
+    const DecodeOutputs outputs = run(p, *level.level, 1, one_thread(), 0x00);
+    require(run(p, *level.level, num_threads, threads, 0xff) == outputs,
             "threads must not show in the bits");
     check_bounds(p, outputs);
     if (choices.is_plain()) check_decode(p, outputs);

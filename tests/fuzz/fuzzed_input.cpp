@@ -10,14 +10,13 @@
 #include <numeric>
 
 #include "decode/cpu/element.h"
+#include "decode_case.h"
 #include "reference_decode.h"
 
 namespace sift {
 namespace {
 
-// Of K with a row for every query head. Few calls are large: the reference takes milliseconds then.
-constexpr int64_t kMostElements = 160 * 1024;
-constexpr int64_t kFewElements = 4 * 1024;
+constexpr int64_t kMostProducts = 128 * 1024;  // of q and k: the reference then takes milliseconds
 
 template <typename T>
 T extreme(uint64_t i) {
@@ -34,6 +33,18 @@ T extreme(uint64_t i) {
 }
 
 }  // namespace
+
+// From a table: drawing them would take longer than the operators.
+float Choices::normal() {
+  static const std::vector<float> table = [] {
+    std::mt19937 random;
+    std::normal_distribution<float> normal;
+    std::vector<float> numbers(4096);
+    std::generate(numbers.begin(), numbers.end(), [&] { return normal(random); });
+    return numbers;
+  }();
+  return table[random_() % table.size()];
+}
 
 double Choices::any_double() {
   const auto bits = bytes_.ConsumeIntegral<uint64_t>();
@@ -70,14 +81,15 @@ void Elements::show(int64_t first, int64_t count) {
 }
 
 Sizes::Sizes(Choices& choices)
-    : batch(choices.between(0, 3)),
-      num_kv_heads(choices.between(1, 3)),
-      group_size(choices.one_of<int64_t>({1, 2, 3, 4, 5, 8, 17})),
+    : capacity(choices.between(0, choices.between(0, 15) == 0 ? 1200 : 150)),
       head_dim(choices.one_of<int64_t>({32, 64, 80, 96, 128, 256})),
       dtype(choices.one_of({DType::kFloat32, DType::kBFloat16, DType::kFloat16})) {
-  const int64_t row_elements = std::max<int64_t>(1, batch) * num_kv_heads * group_size * head_dim;
-  const int64_t num_elements = choices.between(0, 15) == 0 ? kMostElements : kFewElements;
-  capacity = choices.between(0, std::max<int64_t>(5, num_elements / row_elements));
+  int64_t num_rows =
+      std::max<int64_t>(1, kMostProducts / (head_dim * std::max<int64_t>(1, capacity)));
+  batch = choices.between(0, std::min<int64_t>(3, num_rows));
+  num_rows /= std::max<int64_t>(1, batch);
+  num_kv_heads = choices.between(1, std::min<int64_t>(3, num_rows));
+  group_size = choices.between(1, std::min<int64_t>(17, num_rows / num_kv_heads));
   if (choices.coin()) {
     block_size = choices.between(1, 70);
     capacity = (capacity + block_size - 1) / block_size * block_size;
@@ -133,8 +145,10 @@ FuzzedKeys::FuzzedKeys(Choices& choices, const Sizes& sizes, bool has_lengths) {
   const int64_t unmapped_of_8 = choices.between(0, 4);
   for (int32_t& id : block_table_) {
     const uint32_t bits = choices.any_bits();
-    id = static_cast<int32_t>(bits >> 3 | bits << 29);
-    if (bits % 8 >= unmapped_of_8 && keys.num_blocks > 0) id = (bits >> 3) % keys.num_blocks;
+    const auto past_the_last = static_cast<int32_t>(keys.num_blocks);
+    const int32_t outside[] = {-1, past_the_last, static_cast<int32_t>(choices.any_bits())};
+    id = outside[bits / 8 % 3];
+    if (bits % 8 >= unmapped_of_8 && keys.num_blocks > 0) id = bits / 8 % keys.num_blocks;
   }
   keys.block_table = block_table_.data();
 }
@@ -156,6 +170,19 @@ KVLayout FuzzedKeys::make_rows(Choices& choices, const Sizes& sizes) {
     }
   }
   return layout;
+}
+
+ParallelFor make_threads(Choices& choices) {
+  const auto seed = static_cast<uint32_t>(choices.between(0, INT32_MAX));
+  if (choices.between(0, 7) == 0) return random_threads(seed);
+  return [seed](int64_t count, const std::function<void(int64_t, int64_t)>& body) {
+    std::mt19937 random(seed);
+    for (int64_t end = count; end > 0;) {
+      const int64_t begin = end - 1 - static_cast<int64_t>(random() % end);
+      body(begin, end);
+      end = begin;
+    }
+  };
 }
 
 Scaling::Scaling(Choices& choices)

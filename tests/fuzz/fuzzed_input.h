@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "decode/cpu/decode_cpu.h"
 #include "decode/params.h"
 
 namespace sift {
@@ -38,14 +39,13 @@ class Choices {
   double any_double();  // often the largest, the least, an infinity, NaN
 
   // Many numbers would use up the bytes, so these come from a seed among them.
-  float normal() { return normal_(random_); }
+  float normal();
   uint32_t any_bits() { return random_(); }
   float any_float();
 
  private:
   FuzzedDataProvider bytes_;
   std::mt19937 random_;
-  std::normal_distribution<float> normal_;
   bool is_plain_;
 };
 
@@ -70,7 +70,7 @@ class Elements {
 struct Sizes {
   explicit Sizes(Choices& choices);
 
-  int64_t batch, num_kv_heads, group_size, head_dim, capacity;
+  int64_t capacity, head_dim, batch, num_kv_heads, group_size;
   int64_t block_size = 0;  // 0: not paged
   DType dtype;
 
@@ -105,6 +105,10 @@ struct Scaling {
   float scale;
   float softcap;
 };
+
+// Pieces of random size, from the last to the first, now and then on threads of their own, which
+// take most of the time.
+ParallelFor make_threads(Choices& choices);
 
 std::vector<float> make_numbers(Choices& choices, int64_t count, float plain_mean);
 
