@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch.nn import functional
@@ -90,7 +92,6 @@ def test_decoding_after_a_prompt(prompt_mask):
         ("mask", {"attn_mask": torch.zeros(B, 1, 1, N)}),
         ("mask", {"attn_mask": torch.ones(B, HQ, 1, N, dtype=torch.bool)}),
         ("mask", {"is_causal": True}),
-        ("mask", {"is_causal": True, "attn_mask": torch.ones(1, N, dtype=torch.bool)}),
         ("dropout", {"dropout_p": 0.5}),
     ],
 )
@@ -104,6 +105,34 @@ def test_reasons_to_stay_dense(reason, options):
     assert torch.equal(out, functional.scaled_dot_product_attention(q, k, v, **options))
     assert dense_counts(state) == {reason: 1}
     assert state.counters.calls == 0
+
+
+def test_a_mask_beside_is_causal_is_what_torch_makes_of_it():
+    """Older versions attend under both, newer ones refuse."""
+    q, k, v = inputs()
+    options = {"is_causal": True, "attn_mask": torch.ones(1, N, dtype=torch.bool)}
+    options["enable_gqa"] = True
+    state = sift.SiftState(SIFTING)
+    sift.scaled_dot_product_attention(q, k, v, enable_gqa=True, state=state)
+    try:
+        expected = functional.scaled_dot_product_attention(q, k, v, **options)
+    except RuntimeError as error:
+        with pytest.raises(RuntimeError, match=re.escape(str(error))):
+            sift.scaled_dot_product_attention(q, k, v, **options, state=state)
+        assert dense_counts(state) == {}
+    else:
+        out = sift.scaled_dot_product_attention(q, k, v, **options, state=state)
+        assert torch.equal(out, expected)
+        assert dense_counts(state) == {"mask": 1}
+
+
+def test_what_torch_refuses_leaves_the_state():
+    q, k, v = inputs()
+    state = sift.SiftState(SIFTING)
+    sift.scaled_dot_product_attention(q, k, v, enable_gqa=True, state=state)
+    with pytest.raises(RuntimeError, match="dtype"):
+        sift.scaled_dot_product_attention(q.double(), k, v, enable_gqa=True, state=state)
+    assert dense_counts(state) == {}
 
 
 @pytest.mark.parametrize(

@@ -84,17 +84,14 @@ def scaled_dot_product_attention(
     reason = "dropout" if dropout_p > 0.0 else obstacle(query, key, value)
     if reason is None and not is_known:
         reason = "mask"
-    if num_rows > 1:
-        out = dense()
-        if reason is None:
-            state.observe(query, key, value, mask, scale=scale)
-        else:
-            state.skip(reason, query, value)
-        return out
-    if reason is not None:
+    if reason is None and num_rows == 1:
+        return state.decode(query[:, :, 0], key, value, mask, scale=scale)[:, :, None]
+    out = dense()  # first, since it may refuse, which leaves the state as it is
+    if reason is None:
+        state.observe(query, key, value, mask, scale=scale)
+    else:
         state.skip(reason, query, value)
-        return dense()
-    return state.decode(query[:, :, 0], key, value, mask, scale=scale)[:, :, None]
+    return out
 
 
 def _is_plain(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bool:
