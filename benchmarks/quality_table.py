@@ -122,7 +122,8 @@ def _circumstances(results: Results) -> str:
         f"{facts['layers']} layers, {facts['query_heads']} query and {facts['kv_heads']} key/value "
         f"heads, D = {facts['head_dim']}. Sequences of {lengths} tokens, {seeds} "
         f"of {sequences} each. Right answers of exact attention: "
-        f"{', '.join(exact)}. {facts['cpu']} with {facts['cores']} cores, torch {facts['torch']}, "
+        f"{', '.join(exact)}; below {percent(options['min_accuracy'])} a task is refused. "
+        f"{facts['cpu']} with {facts['cores']} cores, torch {facts['torch']}, "
         f"transformers {facts['transformers']}, commit {facts['commit']}, {facts['date']}; the "
         f"evaluation took {facts['wall_s'] / 60:.0f} minutes."
     )

@@ -72,7 +72,8 @@ def evaluate(options: Options, progress: bool = True) -> Result:
         for partial in (options.out / "cells").glob(".*"):  # of a worker that was stopped
             partial.unlink()
         results = _results(options, plan, store, model)
-        results["environment"]["wall_s"] = round(time.perf_counter() - started_s, 1)
+        wall_s = _spent_s(options.out) + time.perf_counter() - started_s
+        results["environment"]["wall_s"] = round(wall_s, 1)
         write_json(options.out / "results.json", results)
         write_report(options.out)
     return results
@@ -229,6 +230,14 @@ def _results(options: Options, plan: _Plan, store: Store, model: Result) -> Resu
         "missing": sum(not store.has(cell) for cell in [*plan.first, *plan.others()]),
         "cells": [result for result in loaded if result is not None],
     }
+
+
+def _spent_s(out: Path) -> float:
+    """Seconds that earlier runs into the same folder took."""
+    results = out / "results.json"
+    if not results.exists():
+        return 0.0
+    return float(json.loads(results.read_text())["environment"]["wall_s"])
 
 
 def _claim(out: Path, model: Result) -> None:
