@@ -36,11 +36,13 @@ def test_an_affine_map_of_the_values(case, call, seed, factor, offset):
     mapped, _ = call.run()
     share = stats.kept_mass[..., None]
     if case.residual != "none":
-        # The mass of all keys: what is left by the sink.
-        share = torch.ones_like(share)
-        if case.sinks is not None:
-            share -= (call.options["sinks"] - stats.lse).exp()[..., None]
-        share = torch.where(stats.kept_mass[..., None] > 0.0, share, 0.0)
+        # The mass of all keys, which is what the sink leaves. Where float32 takes the loaded rows
+        # of a group to have no mass for a head, there is nothing to renormalise.
+        left = 1.0 - (call.options["sinks"] - stats.lse).exp() if case.sinks is not None else 1.0
+        has_share = stats.lse > -math.inf
+        if case.residual == "renormalize":
+            has_share &= stats.kept_mass > 0.0
+        share = torch.where(has_share, left, 0.0)[..., None]
     expected = factor * out.float() + offset * share
     bound = tolerance(case.dtype)["atol"] * (1.0 + 8.0 * abs(factor) + abs(offset))
     torch.testing.assert_close(mapped.float(), expected, atol=bound, rtol=0.0)
