@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,42 +19,55 @@ from sift_attention.value_sum import ValueSum
 STATES = (SiftState, ValueSum, Calibration, CacheState, Forward, AttendedKeys)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What the process holds after a garbage collection, but for frozen objects."""
+class Samples:
+    """What the process holds after garbage collections, but for frozen objects.
 
-    call: int
-    resident_bytes: int
-    blocks: int  # pieces of memory that Python allocated: every small object is one
-    tensors: int
-    states: int
+    The numbers lie in one tensor, so that noting them allocates nothing that would count.
 
-    @classmethod
-    def take(cls, call: int) -> Sample:
+    Args:
+        count: how many samples there will be.
+    """
+
+    NAMES = ("call", "resident_bytes", "blocks", "tensors", "states")
+
+    def __init__(self, count: int) -> None:
+        self._rows = torch.zeros(count, len(self.NAMES), dtype=torch.float64)
+        self._taken = 0
+
+    def take(self, call: int) -> None:
+        """Note what is held after `call` calls; a block is any piece that Python allocated."""
         gc.collect()
         objects = gc.get_objects()
         tensors = sum(issubclass(type(x), torch.Tensor) for x in objects)
         states = sum(issubclass(type(x), STATES) for x in objects)
         del objects
-        return cls(call, resident_bytes(), sys.getallocatedblocks(), tensors, states)
+        self.note(call, resident_bytes(), sys.getallocatedblocks(), tensors, states)
+
+    def note(self, *numbers: float) -> None:
+        """Add a sample, in the order of NAMES."""
+        self._rows[self._taken] = torch.tensor(numbers, dtype=torch.float64)
+        self._taken += 1
+
+    def newest(self, name: str) -> float:
+        """A number of the last sample."""
+        return self._rows[self._taken - 1, self.NAMES.index(name)].item()
+
+    def growth_per_call(self, name: str) -> float:
+        """The slope of the Theil-Sen line through the last three quarters of the samples.
+
+        The first quarter warms up. The median of all slopes between two samples ignores single
+        jumps, as of an arena that Python takes or gives back.
+        """
+        steady = self._rows[: self._taken][self._taken // 4 :]
+        calls, held = steady[:, 0], steady[:, self.NAMES.index(name)]
+        first, second = torch.triu_indices(len(steady), len(steady), offset=1)
+        slopes = (held[second] - held[first]) / (calls[second] - calls[first])
+        return slopes.median().item()
 
 
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def growth_per_call(samples: list[Sample], of: Callable[[Sample], float]) -> float:
-    """The slope of the Theil-Sen line through the last three quarters of the samples.
-
-    The first quarter warms up. The median of all slopes between two samples ignores single jumps,
-    as of an arena that Python takes or gives back.
-    """
-    steady = samples[len(samples) // 4 :]
-    slopes = sorted(
-        (of(b) - of(a)) / (b.call - a.call) for i, a in enumerate(steady) for b in steady[i + 1 :]
-    )
-    return slopes[len(slopes) // 2]
 
 
 def live_states() -> int:
