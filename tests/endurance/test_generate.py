@@ -19,7 +19,7 @@ SAMPLES = scaled(100, 20)
 
 # Growth per call over the last three quarters. One forgotten object is 1 block; one forgotten state
 # some 30 blocks and 8 tensors; a cache of these requests 50,000 bytes.
-MAX_BLOCKS = scaled(1, 100) / 20
+MAX_BLOCKS = scaled(1, 200) / 20
 MAX_TENSORS = scaled(1, 100) / 200
 MAX_BYTES = scaled(500, 20_000)
 
