@@ -108,8 +108,9 @@ def decode(
         key_mask (Tensor[B, N], bool): False takes a key out of the attended ones. Last stride 1.
         v_sum (Tensor[B, HK, D], float32): sum of V over the attended keys, for the mean residual.
         residual (str): what stands in for dropped value rows. "mean": the dropped mass times the
-            mean value row; "renormalize": the loaded rows take over the dropped mass; "none":
-            nothing. By default the mean where `v_sum` is given, else renormalize.
+            mean value row; "renormalize": the loaded rows take over the dropped mass (zeros for a
+            head without mass on any of them); "none": nothing. By default the mean where `v_sum`
+            is given, else renormalize.
         softcap (float): scores become softcap * tanh(score / softcap); 0 leaves them.
         sinks (Tensor[HQ], float32): logits that join the softmax denominator only.
         block_table (Tensor[B, max_blocks], int32): where block i of a sequence lies in k and v;
