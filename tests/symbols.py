@@ -19,8 +19,9 @@ TORCH_FUNCTIONS = {
         aoti_torch_device_type_cpu aoti_torch_device_type_cuda aoti_torch_device_type_meta
         aoti_torch_dtype_bfloat16 aoti_torch_dtype_bool aoti_torch_dtype_complex128
         aoti_torch_dtype_complex64 aoti_torch_dtype_float16 aoti_torch_dtype_float32
-        aoti_torch_dtype_float64 aoti_torch_dtype_int16 aoti_torch_dtype_int32
-        aoti_torch_dtype_int64 aoti_torch_dtype_int8 aoti_torch_dtype_uint8
+        aoti_torch_dtype_float64 aoti_torch_dtype_float8_e4m3fn aoti_torch_dtype_float8_e5m2
+        aoti_torch_dtype_int16 aoti_torch_dtype_int32 aoti_torch_dtype_int64
+        aoti_torch_dtype_int8 aoti_torch_dtype_uint8
         aoti_torch_empty_strided aoti_torch_get_current_cuda_stream aoti_torch_get_device_index
         aoti_torch_get_device_type aoti_torch_get_dim aoti_torch_get_dtype aoti_torch_get_numel
         aoti_torch_get_size aoti_torch_get_sizes aoti_torch_get_strides aoti_torch_is_contiguous

@@ -7,6 +7,10 @@
 #include <array>
 #include <cstdint>
 #include <initializer_list>
+#include <stdexcept>
+#include <string>
+
+#include "binding/checker.h"
 
 namespace sift {
 
@@ -36,8 +40,13 @@ inline torch::stable::Tensor allocate(std::initializer_list<int64_t> sizes, int3
     stride *= std::max<int64_t>(sizes.begin()[i], 1);
   }
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes.begin(), strides.data(), dtype,
-                                                  device.type, device.index, &handle));
+  if (aoti_torch_empty_strided(rank, sizes.begin(), strides.data(), dtype, device.type,
+                               device.index, &handle) != AOTI_TORCH_SUCCESS) {
+    // Torch has printed why. Programs look for " out of memory." to try again with less.
+    throw std::runtime_error("sift_attention: " + device_name(device.type, device.index) +
+                             " is out of memory. A tensor of " + std::to_string(stride) +
+                             " elements could not be allocated");
+  }
   return torch::stable::Tensor(handle);
 }
 

@@ -49,13 +49,16 @@ inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& ten
   return tensor ? std::optional(tensor->contiguous()) : std::nullopt;
 }
 
-// Refuses inputs that want gradients; none of the others has to pass Torch's autograd, which takes
-// a tenth of a short call.
+// Refuses inputs that want gradients or carry them forward; none of the others has to pass Torch's
+// autograd, which takes a tenth of a short call.
 class BelowAutograd {
  public:
   BelowAutograd(const char* op, std::initializer_list<const at::Tensor*> inputs) {
-    const auto wants_gradient = [](const at::Tensor* input) { return input->requires_grad(); };
-    if (at::GradMode::is_enabled() && std::ranges::any_of(inputs, wants_gradient)) {
+    const bool has_backward = at::GradMode::is_enabled();
+    const auto wants_gradient = [&](const at::Tensor* input) {
+      return (has_backward && input->requires_grad()) || input->_fw_grad(/*level=*/0).defined();
+    };
+    if (std::ranges::any_of(inputs, wants_gradient)) {
       throw std::runtime_error(std::string(op) +
                                ": gradients are not supported, call it under at::NoGradGuard or "
                                "detach its inputs");

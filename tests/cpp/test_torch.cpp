@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 #include <sift_attention/config.h>
 #include <sift_attention/sift_attention.h>
+#include <torch/csrc/autograd/forward_grad.h>
 
 #include <limits>
 
@@ -70,6 +71,18 @@ TEST_CASE("the operators refuse in one sentence") {
         "decode: v_sum must be given for the mean residual, got None");
   CHECK(sentence([&] { decode(call.q, call.k.to(at::kHalf), call.v, law); }) ==
         "decode: k must have dtype float32, got float16");
+}
+
+TEST_CASE("gradients that run forward are refused, too", "[row 31]") {
+  const Call call;
+  const uint64_t level = torch::autograd::ForwardADLevel::get_next_idx();
+  const at::Tensor dual =
+      at::_make_dual(call.q, at::ones_like(call.q), static_cast<int64_t>(level));
+  const at::NoGradGuard no_grad;
+  CHECK(sentence([&] { decode(dual, call.k, call.v, PowerLaw()); }) ==
+        "decode: gradients are not supported, call it under at::NoGradGuard or detach its inputs");
+  CHECK(sentence([&] { decode(dual.detach(), call.k, call.v, PowerLaw()); }) == "nothing");
+  torch::autograd::ForwardADLevel::release_idx(level);
 }
 
 TEST_CASE("a configuration is checked with Python's sentences") {
