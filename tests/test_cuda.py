@@ -240,6 +240,7 @@ def make_state_and_cache():
     return state, q, k, v
 
 
+@pytest.mark.row(25)
 def test_a_graph_of_a_state_is_its_steps():
     positions = torch.arange(400)
 
@@ -272,6 +273,7 @@ def test_a_graph_of_a_state_is_its_steps():
     assert torch.equal(state.values.total, eager_state.values.total)
 
 
+@pytest.mark.row(25)
 def test_a_state_does_not_wait():
     state, q, k, v = make_state_and_cache()
     state.decode(q[:, :, 300], k[:, :, :301], v[:, :, :301])
@@ -283,6 +285,7 @@ def test_a_state_does_not_wait():
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.row(25, 32)
 @LAWS
 def test_compiled_into_cuda_graphs(law):
     call = make_call(dataclasses.replace(LONG, law=law))

@@ -18,7 +18,7 @@ NamedLevel any_level() {
 
 }  // namespace
 
-TEST_CASE("decode agrees with the reference for every dtype and head dimension") {
+TEST_CASE("decode agrees with the reference for every dtype and head dimension", "[row 19]") {
   const NamedLevel level = any_level();
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
     for (const int64_t head_dim : {32, 64, 80, 96, 128, 256}) {
@@ -41,7 +41,7 @@ TEST_CASE("decode agrees with the reference at every length") {
   }
 }
 
-TEST_CASE("decode attends what lengths, masks and pages say") {
+TEST_CASE("decode attends what lengths, masks and pages say", "[row 27]") {
   const NamedLevel level = any_level();
   Counts counts;
   for (const Mask mask : {Mask::kNone, Mask::kHoles, Mask::kLeftPadding, Mask::kNothing}) {
