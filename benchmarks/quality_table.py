@@ -1,8 +1,8 @@
-"""Write the generated parts of docs/quality.md from the committed results of an evaluation.
+"""Write the generated parts of docs/quality.md, and README's, from an evaluation's results.
 
 python benchmarks/quality_table.py --from out   # trim out/results.json and draw its overview first
-python benchmarks/quality_table.py              # rewrite docs/quality.md between the markers
-python benchmarks/quality_table.py --check      # fail if that would change it
+python benchmarks/quality_table.py              # rewrite both pages between the markers
+python benchmarks/quality_table.py --check      # fail if that would change them
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sift_attention.eval.report.texts import counted, percent
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
 PAGE = ROOT / "docs" / "quality.md"
+README = ROOT / "README.md"
 BUDGETS = (0.05, 0.10, 0.15, 0.25)
 BUDGET = 0.10  # of tables that show one
 
@@ -102,6 +103,12 @@ def parts(results: Results) -> dict[str, str]:
     }
 
 
+def summary(results: Results) -> str:
+    """What README shows: what a threshold costs, and where the default stands."""
+    choice = _shown([findings.choice(results, str(results.hero))])
+    return f"{choice}\n\n{findings.findings(results, BUDGETS)[0]}"
+
+
 def _shown(found: Sequence[Table | None]) -> str:
     blocks = [table for table in found if table is not None]
     return markdown(blocks or [Text("Not measured in these results.")]).rstrip()
@@ -143,7 +150,8 @@ def main() -> int:
         update_page(PAGE, name, text, command, check=arguments.check)
         for name, text in parts(results).items()
     ]
-    return max(statuses)
+    summarised = update_page(README, "quality", summary(results), command, check=arguments.check)
+    return max(*statuses, summarised)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,13 @@ def made_up_results():
             "commit": "0123456789ab",
             "date": "2000-01-01",
             "wall_s": 840.0,
-            "options": {"lengths": [1024], "seeds": 3, "sequences": 2, "budget": [0.05, 0.1]},
+            "options": {
+                "lengths": [1024],
+                "seeds": 3,
+                "sequences": 2,
+                "budget": [0.05, 0.1],
+                "min_accuracy": 0.9,
+            },
         },
         "families": {
             name: {"module": module, "source": source, "is_oracle": is_oracle}

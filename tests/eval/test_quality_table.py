@@ -13,10 +13,11 @@ from sift_attention.eval.report.results import Results
 
 @pytest.fixture
 def page(tmp_path, monkeypatch):
-    """A copy of docs/quality.md beside results of its own."""
+    """A copy of docs/quality.md, and of README, beside results of their own."""
     copy = tmp_path / "quality.md"
-    copy.write_text(quality_table.PAGE.read_text())
-    monkeypatch.setattr(quality_table, "PAGE", copy)
+    for name, path in (("PAGE", copy), ("README", tmp_path / "README.md")):
+        path.write_text(getattr(quality_table, name).read_text())
+        monkeypatch.setattr(quality_table, name, path)
     monkeypatch.setattr(quality_table, "RESULTS", tmp_path / "quality.json")
     return copy
 
@@ -43,6 +44,7 @@ def test_an_evaluation_is_taken_over(page, tmp_path, monkeypatch, capsys):
     assert "| sift (default) | *0.20 ± 0.10* | *0.20 ± 0.10* |" in written
     assert "`a <made up> model`, 0.8 M parameters" in written
     assert "Right answers of exact attention: mqar 98.0%" in written
+    assert "against the policies of others" in (tmp_path / "README.md").read_text()
     assert run(monkeypatch, "--check") == 0
 
     page.write_text(written.replace("*0.20 ± 0.10*", "*0.10 ± 0.10*"))
