@@ -48,20 +48,23 @@ __attribute__((noinline)) void accumulate_heads(const void* const* rows, int64_t
                                                 bool is_prefetching, const float* weights,
                                                 int64_t head_dim, float* sums) {
   constexpr int kVectors = kTileSums / kHeads < 8 ? kTileSums / kHeads : 8;
+  constexpr int kShort = kVectors > 3 && kVectors % 2 == 1 ? 3 : 2;  // 5 and 3 make 8
   const auto num_vectors = head_dim / kPairWidth * 2;
-  for (int64_t v = 0; v < num_vectors;) {
+  int64_t v = 0;
+  const auto add_tile = [&]<int kCount>() {
+    const auto tile =
+        v % 2 == 0 ? accumulate_tile<T, kHeads, kCount, 0> : accumulate_tile<T, kHeads, kCount, 1>;
+    tile(rows, num_rows, is_prefetching, weights, sums, v / 2 * kPairWidth);
+    v += kCount;
+  };
+  while (v < num_vectors) {
     const int64_t rest = num_vectors - v;
-    const int64_t d = v / 2 * kPairWidth;
-    if (rest < kVectors || rest == kVectors + 1) {                     // never leaves a single one
-      const auto tile = v % 2 == 0 ? accumulate_tile<T, kHeads, 2, 0>  //
-                                   : accumulate_tile<T, kHeads, 2, 1>;
-      tile(rows, num_rows, is_prefetching, weights, sums, d);
-      v += 2;
+    if (rest == kShort) {
+      add_tile.template operator()<kShort>();
+    } else if (rest < kVectors || rest == kVectors + 1) {  // never leaves a single one
+      add_tile.template operator()<2>();
     } else {
-      const auto tile = v % 2 == 0 ? accumulate_tile<T, kHeads, kVectors, 0>
-                                   : accumulate_tile<T, kHeads, kVectors, 1>;
-      tile(rows, num_rows, is_prefetching, weights, sums, d);
-      v += kVectors;
+      add_tile.template operator()<kVectors>();
     }
   }
   if constexpr (kHasHalfPair) {
