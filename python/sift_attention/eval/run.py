@@ -73,7 +73,7 @@ def evaluate(options: Options, progress: bool = True) -> Result:
             partial.unlink()
         results = _results(options, plan, store, model)
         wall_s = _spent_s(options.out) + time.perf_counter() - started_s
-        results["environment"]["wall_s"] = round(wall_s, 1)
+        results["environment"]["wall_s"] = round(wall_s, 3)
         write_json(options.out / "results.json", results)
         write_report(options.out)
     return results

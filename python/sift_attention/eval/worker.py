@@ -175,7 +175,7 @@ def serve(spec: ModelSpec, num_threads: int, connection: Connection, failure: Pa
                 write_json(path, {**cell.describe(), **evaluator.measure(cell)})
                 connection.send(True)
             connection.send(None)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         os._exit(0)  # the parent is gone; nobody needs what is left
     except Exception as error:
         failure.write_text(traceback.format_exc())
