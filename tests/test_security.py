@@ -97,7 +97,7 @@ import sift_attention as sift
 
 config = transformers.LlamaConfig(
     vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
-    num_attention_heads=2, num_key_value_heads=1, head_dim=32,
+    num_attention_heads=2, num_key_value_heads=1, head_dim=32, eos_token_id=None,
 )
 model = transformers.LlamaForCausalLM(config).eval()
 tokens = torch.arange(60)[None] % 61 + 3
