@@ -107,8 +107,15 @@ struct DecodedGroup {
   int64_t num_borderline = 0;  // keys that may be loaded or not
 };
 
+// How far float scores may be off: their products are added up in a few sums, D / 4 at a time at most.
+inline double score_error(const Softmax& head, int64_t head_dim) {
+  return (4 + static_cast<double>(head_dim) / 16) * 0x1p-24 * head.magnitude;
+}
+
 // Probabilities so close to another, relatively, may lie on either side of it.
-inline double band(const Softmax& head) { return 1e-5 + 8 * 0x1p-24 * head.magnitude; }
+inline double band(const Softmax& head, int64_t head_dim) {
+  return 1e-5 + 2 * score_error(head, head_dim);
+}
 
 inline DecodedGroup decode_group(const DecodeParams& p, int64_t b, int64_t hk) {
   const int64_t group_size = p.num_q_heads / p.num_kv_heads;
@@ -140,7 +147,7 @@ inline DecodedGroup decode_group(const DecodeParams& p, int64_t b, int64_t hk) {
     const double theta = std::exp(log_theta);
     for (int64_t j = 0; j < num_keys; ++j) {
       if (theta == 0 || !(head.p[j] <= theta)) is_loaded[j] = true;
-      if (theta > 0 && std::fabs(std::log(head.p[j]) - log_theta) <= band(head))
+      if (theta > 0 && std::fabs(std::log(head.p[j]) - log_theta) <= band(head, p.head_dim))
         is_borderline[j] = true;
       if (head.p[j] > largest) {
         largest = head.p[j];
@@ -157,7 +164,7 @@ inline DecodedGroup decode_group(const DecodeParams& p, int64_t b, int64_t hk) {
     result.num_loaded = 1;
     for (const Softmax& head : heads) {  // whose rounding may make another key the largest
       for (int64_t j = 0; j < num_keys; ++j) {
-        const bool is_close = std::log(largest / head.p[j]) <= 2 * band(head);
+        const bool is_close = std::log(largest / head.p[j]) <= 2 * band(head, p.head_dim);
         if (j != largest_key && head.p[j] != largest && is_close) is_borderline[j] = true;
       }
     }
@@ -201,11 +208,14 @@ inline DecodedGroup decode_group(const DecodeParams& p, int64_t b, int64_t hk) {
       }
     }
     // Errors of float scores carry over to p as relative ones.
-    const double relative = 2e-6 + 4 * 0x1p-24 * head.magnitude;
+    const double relative = 2e-6 + score_error(head, p.head_dim);
+    // Of adding up to 1,024 rows to one sum: half a unit in the last place each, at worst.
+    const double adding = static_cast<double>(std::min<int64_t>(num_keys, 1024)) * 0x1p-25;
     r.lse_error = relative * (1 + std::fabs(head.lse));
     r.kept_mass_error = relative + borderline;
     for (int64_t d = 0; d < p.head_dim; ++d) {
       r.out_error[d] = relative * (2 * factor * absolute[d] + v_mean_max) +
+                       adding * factor * absolute[d] +
                        2 * factor * borderline * (v_max + v_mean_max);
     }
     result.heads.push_back(r);
