@@ -63,6 +63,11 @@ def test_a_python_that_cannot_be_had(log):
     assert compat_table.outcome(row) == "not tested: Python 2.99 is not installed here"
 
 
+def test_a_reason_names_no_folder():
+    stderr = "Traceback\nImportError: /home/me/torch/lib/libtorch.so: undefined symbol: x\n"
+    assert compat.reason(stderr) == "ImportError: libtorch.so: undefined symbol: x"
+
+
 def test_a_torch_that_cannot_be_had(log, tmp_path, monkeypatch):
     def fail(*words, **_):
         if "install" in words:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def test(cell: Cell, log: Path, *, quick: bool) -> dict[str, Any]:
         interpreter = prepare(cell, log)
         asked = subprocess.run([interpreter, "-c", ASK_VERSIONS], capture_output=True, text=True)
         if asked.returncode != 0:
-            return {**row, "failed": 1, "missing": asked.stderr.strip().splitlines()[-1]}
+            return {**row, "failed": 1, "missing": reason(asked.stderr)}
         row |= json.loads(asked.stdout)
     except MissingError as error:
         return {**row, "missing": str(error)}
@@ -81,6 +82,11 @@ def test(cell: Cell, log: Path, *, quick: bool) -> dict[str, Any]:
         if not report.exists():
             return {**row, "failed": 1, "missing": "pytest failed before the tests"}
     return {**row, **count(report)}
+
+
+def reason(stderr: str) -> str:
+    """The last line of a traceback, without the folders of this machine."""
+    return re.sub(r"/\S*/", "", stderr.strip().splitlines()[-1])
 
 
 def asked_for(cell: Cell) -> dict[str, Any]:
