@@ -287,12 +287,13 @@ class SiftState(BatchRows):
 
     def _belong_to(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Allocate for these tensors, or refuse them if they belong to another state."""
-        if not k.dim() == v.dim() == 4 or v.shape[:3] != k.shape[:3] or q.shape[0] != k.shape[0]:
+        of_q, of_k, of_v = q.shape, k.shape, v.shape  # once, as asking takes a good part of a step
+        if not len(of_k) == len(of_v) == 4 or of_v[:3] != of_k[:3] or of_q[0] != of_k[0]:
             raise ValueError(
                 "SiftState: k and v must have shape [B, HK, N, D] with the batch of q, got "
-                f"{tuple(k.shape)}, {tuple(v.shape)} and {tuple(q.shape)}"
+                f"{tuple(of_k)}, {tuple(of_v)} and {tuple(of_q)}"
             )
-        num_q_heads, num_kv_heads = q.shape[1], k.shape[1]
+        num_q_heads, num_kv_heads = of_q[1], of_k[1]
         if num_kv_heads == 0 or num_q_heads == 0 or num_q_heads % num_kv_heads != 0:
             raise ValueError(
                 "SiftState: the heads of q must be a positive multiple of the heads of k, "
@@ -300,7 +301,7 @@ class SiftState(BatchRows):
             )
         self._allocate_for(q, v)
         sizes = (*self.log_alpha.shape, *self.values.sums.shape[1:])
-        got = (q.shape[0], num_q_heads, num_kv_heads, v.shape[3])
+        got = (of_q[0], num_q_heads, num_kv_heads, of_v[3])
         if got != sizes:
             raise ValueError(
                 f"SiftState: q and v must have the state's [B, HQ, HK, D] = {sizes}, got {got}"
