@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,34 +86,30 @@ class SiftingCache(PipelinedCache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the rows, for beam search."""
-        with self._following() as states:
+        with self._following(lambda state: state.reorder(beam_idx)):
             super().reorder_cache(beam_idx)  # type: ignore[misc]
-            for state in states:
-                state.reorder(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows."""
-        with self._following() as states:
+        with self._following(lambda state: state.select(indices)):
             super().batch_select_indices(indices)  # type: ignore[misc]
-            for state in states:
-                state.select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row."""
-        with self._following() as states:
+        with self._following(lambda state: state.repeat(repeats)):
             super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-            for state in states:
-                state.repeat(repeats)
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Drop the newest tokens."""
         self._raise_if_static()
-        with self._following() as states:
-            length = self.get_seq_length()
-            super().crop(*args, **kwargs)  # type: ignore[misc]
-            left = self.get_seq_length()
-            for state in states if left < length else []:
+        length = self.get_seq_length()
+
+        def follow(state: SiftState) -> None:
+            if (left := self.get_seq_length()) < length:
                 state.crop_to(left)
+
+        with self._following(follow):
+            super().crop(*args, **kwargs)  # type: ignore[misc]
 
     def activate_past_recording(self) -> None:
         """Prepare for `crop`."""
@@ -122,21 +118,21 @@ class SiftingCache(PipelinedCache):
 
     def reset(self) -> None:
         """Return to an empty cache."""
-        with self._following() as states:
+        with self._following(lambda state: state.reset()):
             super().reset()  # type: ignore[misc]
-            for state in states:
-                state.reset()
 
     @contextmanager
-    def _following(self) -> Iterator[list[SiftState]]:
-        """The states of the layers, which have none while the cache changes.
+    def _following(self, change: Callable[[SiftState], None]) -> Iterator[None]:
+        """Change the states of the layers after the cache, which has none until both are done.
 
         If the change fails or is interrupted it stays so: the layers then start with new states,
         whose sums are taken anew and whose fitted laws are exact until the next prompt.
         """
         held = self.sift_state
         layers, held.layers = held.layers, {}
-        yield list(layers.values())
+        yield
+        for state in layers.values():
+            change(state)
         held.layers = layers
 
     def _raise_if_static(self) -> None:
