@@ -1,4 +1,4 @@
-"""Interrupts at chosen lines of the package, as Ctrl-C raises them."""
+"""Interrupts at chosen moments of the package, as Ctrl-C raises them."""
 
 from __future__ import annotations
 
@@ -13,45 +13,52 @@ import sift_attention
 PACKAGE = str(Path(sift_attention.__file__).parent)
 
 
+def is_ours(frame: FrameType | None) -> bool:
+    return frame is not None and frame.f_code.co_filename.startswith(PACKAGE)
+
+
 class Interrupter:
-    """Counts the lines of sift_attention that run, and raises KeyboardInterrupt before one of them.
+    """Counts the moments when Ctrl-C can meet sift_attention, and raises KeyboardInterrupt at one.
+
+    Python acts on signals when a function starts and after it called C. At others it never does:
+    an exception raised at the end of a `with` block, as a tracer can, would leave its lock taken.
 
     Args:
         at: which one, counted from 0; None: none.
 
     Attributes:
-        num_lines (int): lines that ran.
+        num_moments (int): moments that passed.
     """
 
     def __init__(self, at: int | None = None) -> None:
         self.at = at
-        self.num_lines = 0
+        self.num_moments = 0
 
     def run(self, call: Callable[[], Any]) -> bool:
         """Make a call; whether it was interrupted."""
-        previous = sys.gettrace()
-        sys.settrace(self._enter)
+        previous = sys.getprofile()
+        sys.setprofile(self._count)
         try:
             call()
         except KeyboardInterrupt:
             return True
         finally:
-            sys.settrace(previous)
+            sys.setprofile(previous)
         return False
 
-    def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
-        return self._line if frame.f_code.co_filename.startswith(PACKAGE) else None
-
-    def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "line":
-            self.num_lines += 1
-            if self.num_lines - 1 == self.at:
+    def _count(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "return":  # of other packages' functions, which may call C last
+            counts = is_ours(frame.f_back) and not is_ours(frame)
+        else:
+            counts = event in ("call", "c_return") and is_ours(frame)
+        if counts:
+            self.num_moments += 1
+            if self.num_moments - 1 == self.at:
                 raise KeyboardInterrupt
-        return self._line
 
 
-def count_lines(call: Callable[[], Any]) -> int:
-    """How many lines of the package a call runs."""
+def count_moments(call: Callable[[], Any]) -> int:
+    """At how many moments of a call the package can be interrupted."""
     counter = Interrupter()
     assert not counter.run(call)
-    return counter.num_lines
+    return counter.num_moments

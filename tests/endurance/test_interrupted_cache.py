@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from configurations import LONG, QUANTILE, UNIFORM
-from interrupts import Interrupter, count_lines
+from interrupts import Interrupter, count_moments
 from modes import NEW, generate, prompt
 from packaging.version import Version
 from random_requests import BreakingCriteria, BrokenOffError
@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import sift_attention as sift
 
-DENSE, FINE, COARSE = (scaled(1, step) for step in (5, 31, 97))  # between interrupted lines
+DENSE, FINE, COARSE = (scaled(1, step) for step in (1, 7, 29))  # between interruptions
 STEPS = 3
 
 pytestmark = pytest.mark.filterwarnings("ignore:sift_attention. no decode step was sifted")
@@ -55,12 +55,12 @@ def interrupted_everywhere(
     name: str,
     stride: int = FINE,
 ) -> Iterator[DynamicCache | StaticCache]:
-    """Caches whose call was interrupted, each before another line."""
+    """Caches whose call was interrupted, each at another moment."""
     whole = make()
-    num_lines = count_lines(lambda: call(whole))
-    for line in progress(range(0, num_lines, stride), name):
+    num_moments = count_moments(lambda: call(whole))
+    for moment in progress(range(0, num_moments, stride), name):
         cache = make()
-        assert Interrupter(line).run(lambda cache=cache: call(cache))
+        assert Interrupter(moment).run(lambda cache=cache: call(cache))
         yield cache
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from interrupts import Interrupter, count_lines
+from interrupts import Interrupter, count_moments
 from scale import progress, scaled
 from torch import Tensor
 
@@ -15,7 +15,7 @@ import sift_attention as sift
 from sequences import Sequence, calibrated
 from sift_attention import reference
 
-STRIDE = scaled(1, 7)  # of the lines that are interrupted
+STRIDE = scaled(1, 2)  # between interruptions
 LAST = 170
 
 
@@ -36,12 +36,12 @@ def bits(state: sift.SiftState) -> list[Tensor]:
 def interrupted_everywhere(
     state: sift.SiftState, call: Callable[[sift.SiftState], object], name: str
 ) -> list[sift.SiftState]:
-    """Copies of a state whose call was interrupted, each before another line."""
-    num_lines = count_lines(lambda: call(copy.deepcopy(state)))
+    """Copies of a state whose call was interrupted, each at another moment."""
+    num_moments = count_moments(lambda: call(copy.deepcopy(state)))
     copies = []
-    for line in progress(range(0, num_lines, STRIDE), name):
+    for moment in progress(range(0, num_moments, STRIDE), name):
         copies.append(copy.deepcopy(state))
-        assert Interrupter(line).run(lambda: call(copies[-1]))
+        assert Interrupter(moment).run(lambda: call(copies[-1]))
     return copies
 
 
