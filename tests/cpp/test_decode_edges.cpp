@@ -137,6 +137,18 @@ TEST_CASE("decode with theta 0 keeps keys whose probability underflows", "[row 1
   CHECK(run(problem, level).num_loaded[0] == 1500);
 }
 
+TEST_CASE("decode loads rows under a sink that all of them vanish against", "[row 10]") {
+  DecodeCase c = small(1500);
+  c.c = GENERATE(0, 2);
+  DecodeProblem problem(c);
+  problem.sinks.assign(static_cast<size_t>(problem.params.num_q_heads), 1e4f);
+  problem.params.sinks = problem.sinks.data();
+  const DecodeOutputs outputs = run(problem, any_level());
+  CHECK(outputs.num_loaded[0] == (c.c == 0 ? 1500 : 1));
+  for (const float mass : outputs.kept_mass) CHECK(mass == 0);
+  for (const float x : out_of(outputs)) CHECK(x == 0);
+}
+
 TEST_CASE("decode passes NaN and infinite scores on to their heads only", "[row 6]") {
   const NamedLevel level = any_level();
   SECTION("in a query") {

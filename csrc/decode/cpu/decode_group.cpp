@@ -108,7 +108,7 @@ void GroupDecoder::merge(int64_t group, const GroupState& state) const {
     head.sum = key_sum + sink_weight;
     head.sink_mass = sink_weight / head.sum;
     p_.lse[row] = static_cast<float>(head.reference + std::log(head.sum));
-    if (key_sum == 0) {  // nothing to want
+    if (head.largest_score == -kInfinity && key_sum == 0) {  // nothing to want
       head.threshold = kInfinity;
       head.largest_p = -1;
       continue;
