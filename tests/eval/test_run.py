@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -312,8 +313,17 @@ def test_ctrl_c_stops_and_the_same_command_continues(model, tmp_path):
     words += f" --min-accuracy 0 --stepwise none --workers 1 --model {model} --out {out}"
     command = [sys.executable, "-m", "sift_attention.eval", *words.split()]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while process.poll() is None and not list(out.glob("cells/*.json")):
-        time.sleep(0.05)
+
+    def wait_for_cells(count):
+        while process.poll() is None and len(list(out.glob("cells/*.json"))) < count:
+            time.sleep(0.05)
+
+    wait_for_cells(1)
+    # Its children leave the decision to it.
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    for child in children.read_text().split() if children.exists() else ():
+        os.kill(int(child), signal.SIGINT)
+    wait_for_cells(3)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGINT)
     errors = process.communicate(timeout=60)[1]

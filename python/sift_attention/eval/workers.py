@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +38,7 @@ class Workers:
         self._processes = {}
         self._idle: list[Connection] = []
         # Ctrl-C reaches the whole group of processes; what a worker does then is decided here.
+        resource_tracker.ensure_running()  # the first start of a process would, and unblock signals
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for _ in range(count):
