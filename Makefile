@@ -13,7 +13,7 @@ PIP_FLAGS ?=
 ARGS ?=
 TEST_WORKERS ?= 2
 # Seconds for a test. Its process ends then: threads that wait for a lock would not heed a signal.
-TIMEOUT := --timeout=300 --timeout-method=thread
+TIMEOUT := --timeout=600 --timeout-method=thread
 BIN := .venv/bin
 BUILD = build/cmake-$(shell $(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')
 CONFIGURE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
@@ -66,7 +66,7 @@ test-py: build  ## run the Python tests
 
 .PHONY: endurance
 endurance: build  ## 10,000 requests, 8 threads, forks, interrupts, 100,000 steps: some 15 minutes
-	@SIFT_ENDURANCE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s $(TIMEOUT:300=1800) tests/endurance $(ARGS)
+	@SIFT_ENDURANCE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s $(TIMEOUT:600=1800) tests/endurance $(ARGS)
 
 # What computes in torch alone, loads or builds the library itself, or takes long under a sanitizer.
 WITHOUT_KERNELS := eval endurance hf $(addprefix test_,$(addsuffix .py,benchmarks compat cpp_attention \
@@ -89,7 +89,7 @@ asan: env  ## run the CPU tests under AddressSanitizer and UndefinedBehaviorSani
 	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) $(or $(ARGS),tests $(WITHOUT_KERNELS:%=--ignore=tests/%))
 
 .PHONY: fuzz
-fuzz: build  ## try every property on 5,000 random inputs, about half an hour; ARGS goes to pytest
+fuzz: build  ## try every property on 5,000 random inputs, about an hour; ARGS goes to pytest
 	@HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/properties $(ARGS)
 
 FUZZ_CXX ?= clang++-14
