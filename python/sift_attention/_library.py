@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 _FOLDER = Path(__file__).parent / "lib"
 _CUDA_LIBRARY = _FOLDER / "libsift_attention_cuda.so"
@@ -121,6 +122,18 @@ def has_tangent(*args: Any) -> bool:
         return False
     tensors = (value for value in args if isinstance(value, Tensor))
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def is_watched() -> bool:
+    """Whether a compiler, a mode or a function transform follows what is called.
+
+    Fake and functional tensors must not be kept, and whoever follows a call wants all of it.
+    """
+    return (
+        is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def refuse_gradients(op: str, *args: Any) -> None:

@@ -6,16 +6,15 @@ become ValueError and TypeError.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
-from . import _library  # registers torch.ops.sift_attention
+from ._library import is_watched, wants_gradient  # registers torch.ops.sift_attention
 from .law import DecodeStats, PowerLaw
+from .law_tensors import per_head
 from .values import ARE_CHECKED, check_values
 
 Residual = Literal["mean", "renormalize", "none"]
@@ -148,7 +147,7 @@ def decode(
         raise ValueError(
             f'decode: residual must be "mean", "renormalize" or "none", got {residual!r}'
         )
-    log_alpha, beta = _per_head(law, (batch, num_q_heads), q)
+    log_alpha, beta = per_head(law, (batch, num_q_heads), q)
     out, *stats = call(
         DECODE,
         "decode",
@@ -166,7 +165,7 @@ def decode(
         None if sinks is None else sinks.contiguous(),
         block_table,
     )
-    if ARE_CHECKED and not _is_watched():
+    if ARE_CHECKED and not is_watched():
         check_values("decode", k, seq_lens, block_table, log_alpha, beta)
     return (out, DecodeStats(*stats)) if return_stats else out
 
@@ -231,7 +230,7 @@ def score_quantile(
         None if sinks is None else sinks.contiguous(),
         block_table,
     )
-    if ARE_CHECKED and not _is_watched():
+    if ARE_CHECKED and not is_watched():
         check_values("score_quantile", k, block_table=block_table)
     return result
 
@@ -293,7 +292,7 @@ def call(op: Any, name: str, *args: Any) -> Any:
         What the operator returns.
     """
     try:
-        if _is_watched() or torch.is_inference_mode_enabled() or _library.wants_gradient(*args):
+        if is_watched() or torch.is_inference_mode_enabled() or wants_gradient(*args):
             return op(*args)
         # The registered autograd, which is Python, would only pass the call on, for as much time
         # as the rest of a short call takes.
@@ -317,64 +316,3 @@ def _shape_of_q(op: str, q: Tensor, rank: int, letters: str) -> torch.Size:
 
 def _default_scale(head_dim: int) -> float:
     return 1.0 / math.sqrt(head_dim or 1)
-
-
-def _per_head(law: PowerLaw, heads: tuple[int, int], q: Tensor) -> tuple[Tensor, Tensor]:
-    """log_alpha and beta as [B, HQ], contiguous; untouched where they are that already."""
-    log_alpha, beta = law.log_alpha, law.beta
-    is_constant = not (isinstance(log_alpha, Tensor) or isinstance(beta, Tensor))
-    if is_constant and not _is_watched():
-        stream = 0 if q.is_cpu else _cuda_stream(q)
-        if stream is not None:
-            return _constants(log_alpha, beta, heads, q.device, stream)
-    return _factor("log_alpha", log_alpha, heads, q), _factor("beta", beta, heads, q)
-
-
-@functools.lru_cache(maxsize=128)
-def _constants(
-    log_alpha: float, beta: float, heads: tuple[int, int], device: torch.device, stream: int
-) -> tuple[Tensor, Tensor]:
-    """A law of two numbers, kept because making it takes 4 us, a third of a short call.
-
-    Nobody writes to it, and it is used on the stream that made it only.
-    """
-    full = functools.partial(torch.full, heads, dtype=torch.float32, device=device)
-    return full(log_alpha), full(beta)
-
-
-def _cuda_stream(q: Tensor) -> int | None:
-    """The current stream of q's device; None where tensors made for a call must not be kept.
-
-    A CUDA graph that is being captured would go on reading them after they were dropped.
-    """
-    if not q.is_cuda or q.get_device() != torch.cuda.current_device():
-        return None
-    if torch.cuda.is_current_stream_capturing():
-        return None
-    return torch.cuda.current_stream().cuda_stream
-
-
-def _factor(name: str, factor: Tensor | float, heads: tuple[int, int], q: Tensor) -> Tensor:
-    if not isinstance(factor, Tensor):
-        return torch.full(heads, factor, dtype=torch.float32, device=q.device)
-    if factor.shape != heads:
-        try:
-            factor = factor.expand(heads)
-        except RuntimeError:
-            raise ValueError(
-                f"decode: {name} must be broadcastable to [B, HQ] = {heads}, "
-                f"got {tuple(factor.shape)}"
-            ) from None
-    return factor.contiguous()
-
-
-def _is_watched() -> bool:
-    """Whether a compiler, a mode or a function transform follows what is called.
-
-    Fake and functional tensors must not be kept, and whoever follows a call wants all of it.
-    """
-    return (
-        is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
