@@ -11,7 +11,8 @@ import torch
 from configurations import BYPASSES_CHUNKS, CHUNKED, CONFIGS, LONG, QUANTILE, UNIFORM
 from modes import MODES, NEW, generate, prompt, skip_what_stock_cannot, step_through
 from tiny_models import build
-from transformers import DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import QuantizedLayer
 
 import sift_attention as sift
 from sift_attention.hf.cache import SiftingCache
@@ -50,6 +51,26 @@ def test_running_sum_in_every_mode(family, mode, monkeypatch):
     with sift.hf.enabled(model, UNIFORM) as handle:
         MODES[mode](model)
     assert handle.stats().total.decode_calls > 0 or mode in ("assisted", "prompt_lookup")
+
+
+class CoarseLayer(QuantizedLayer):
+    """Keeps five bits of a number; the backends of quantized caches take more trouble."""
+
+    def _quantize(self, tensor, axis):
+        return (tensor * 4).round().clamp(-16, 15).to(torch.int8)
+
+    def _dequantize(self, q_tensor):
+        return q_tensor.float() / 4
+
+
+@pytest.mark.row(36)
+def test_running_sum_of_a_quantized_cache(model, monkeypatch):
+    """Its values are others after the prompt, and again when the newest ones are quantized, too."""
+    monkeypatch.setattr(SiftState, "decode", checked_decode(SiftState.decode))
+    with sift.hf.enabled(model, UNIFORM) as handle:
+        layers = [CoarseLayer(residual_length=4) for _ in range(model.config.num_hidden_layers)]
+        generate(model, prompt(2, LONG), past_key_values=Cache(layers=layers))
+        assert handle.stats().total.decode_calls == (NEW - 1) * len(layers)
 
 
 @CONFIGS

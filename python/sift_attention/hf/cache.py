@@ -29,6 +29,7 @@ class CacheState:
     Attributes:
         layers (dict[int, SiftState]): by `layer_idx`.
         sliding (frozenset[int]): layers whose cache drops old keys.
+        quantized (bool): the values of old tokens change whenever the cache is read.
         pad_token (Tensor[] or None): what finished rows of a batch are fed; None: rows never end.
         in_forward (bool): a forward is at work on the cache, or was interrupted.
     """
@@ -41,6 +42,7 @@ class CacheState:
         self.held = held
         self.layers: dict[int, SiftState] = {}
         self.sliding: frozenset[int] = frozenset()
+        self.quantized = False
         self.pad_token: Tensor | None = None
         self.in_forward = False
 
@@ -60,6 +62,7 @@ class CacheState:
             counters = None if self.totals is None else self.totals.counters(layer_idx, *sizes)
             state.allocate(batch, num_q_heads, v.shape[1], v.shape[3], v.dtype, v.device, counters)
             self.layers[layer_idx] = state
+        state.values.is_stale |= self.quantized
         return state
 
     def count_in(self, totals: Totals) -> None:
@@ -212,6 +215,7 @@ def adopt(cache: Any, config: SiftConfig, totals: Totals, held: range | None = N
     if state is None or state.config != config:
         state = CacheState(config, totals, held)
         state.sliding = frozenset(i for i, sliding in enumerate(cache.is_sliding) if sliding)
+        state.quantized = any(hasattr(layer, "_dequantize") for layer in cache.layers)
         cache.sift_state = state
     else:
         state.config = config
