@@ -20,8 +20,9 @@ def is_ours(frame: FrameType | None) -> bool:
 class Interrupter:
     """Counts the moments when Ctrl-C can meet sift_attention, and raises KeyboardInterrupt at one.
 
-    Python acts on signals when a function starts and after it called C. At others it never does:
-    an exception raised at the end of a `with` block, as a tracer can, would leave its lock taken.
+    Python acts on signals when a function starts, in loops and after a call (bpo-29988). Elsewhere
+    it never does: an exception at the end of a `with` block, as a tracer can raise it, would leave
+    the lock taken.
 
     Args:
         at: which one, counted from 0; None: none.
