@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -63,3 +65,21 @@ def count_moments(call: Callable[[], Any]) -> int:
     counter = Interrupter()
     assert not counter.run(call)
     return counter.num_moments
+
+
+@contextmanager
+def alarms() -> Iterator[Callable[[float], None]]:
+    """Real signals: what it gives takes seconds until the next, which interrupts the package."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None and not is_ours(frame):
+            frame = frame.f_back
+        if frame is not None:
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 import torch
-from interrupts import Interrupter, count_moments
+from interrupts import Interrupter, alarms, count_moments
 from scale import progress, scaled
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from sift_attention import reference
 
 STRIDE = scaled(1, 2)  # between interruptions
 LAST = 170
+
+T = TypeVar("T")
 
 
 def uniform() -> sift.SiftState:
@@ -115,6 +119,39 @@ def test_a_repeated_step_gives_the_same_bits(masked):
     for other in interrupted_everywhere(state, step, "steps"):
         assert torch.equal(step(other), out)
         assert all(map(torch.equal, bits(other), bits(expected)))
+
+
+@pytest.mark.row(40)
+def test_signals_at_any_time_leave_the_bits_of_a_sequence_without():
+    num_interrupts = 0
+
+    def insist(call: Callable[[], T], set_alarm: Callable[[float], None]) -> T:
+        """Patience doubles, so that a slow machine gets there, too."""
+        nonlocal num_interrupts
+        seconds = random.uniform(1e-5, 3e-4)
+        while True:
+            set_alarm(seconds)
+            try:
+                return call()
+            except KeyboardInterrupt:
+                num_interrupts += 1
+                seconds *= 2
+
+    sequence = Sequence(LAST)
+    expected = calibrated()
+    sequence.prefill(expected, 150)
+    outs = [sequence.step(expected, position) for position in range(150, LAST)]
+    rounds = scaled(2000, 20)
+    with alarms() as set_alarm:
+        for _ in progress(range(rounds), "signals"):
+            state = calibrated()
+            insist(lambda state=state: sequence.prefill(state, 150), set_alarm)
+            for position, out in zip(range(150, LAST), outs, strict=True):
+                again = insist(lambda s=state, at=position: sequence.step(s, at), set_alarm)
+                assert torch.equal(again, out)
+            set_alarm(0)
+            assert all(map(torch.equal, bits(state), bits(expected)))
+    assert num_interrupts > rounds
 
 
 def test_a_refused_step_leaves_the_warm_up_as_it_was():
