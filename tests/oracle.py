@@ -118,9 +118,10 @@ class KeySets:
             return mask.reshape(batch, num_kv_heads, group_size, mask.shape[-1]).any(dim=2)
 
         self.p = log_p.exp()
-        # Nothing need be loaded for a head whose sink leaves its keys less than a double holds.
+        is_alive = (log_p != -math.inf).any(dim=-1, keepdim=True)
+        # False where a sink leaves the keys less than a double holds.
         has_mass = (self.p != 0.0).any(dim=-1, keepdim=True)
-        everything = (theta == 0.0)[..., None] & has_mass & attended[:, None]
+        everything = (theta == 0.0)[..., None] & is_alive & attended[:, None]
         # Below its least normal number, float32 tells no probabilities apart.
         is_told = has_mass & (log_p > math.log(torch.finfo(torch.float32).tiny))
         distance = (log_p - theta.log()[..., None]).masked_fill(~is_told, -math.inf)
@@ -133,7 +134,8 @@ class KeySets:
         ):  # where nothing passes, equals of the largest may be loaded in its place
             best = log_p.reshape(batch, num_kv_heads, -1).amax(dim=-1)
             nearly_best = repeat(best, group_size)[..., None] - 2.0 * self.eps[..., None]
-            equals = by_group((log_p >= nearly_best) & (log_p > -math.inf))
+            has_no_mass = repeat(~by_group(has_mass), group_size)
+            equals = by_group(((log_p >= nearly_best) | has_no_mass) & (log_p > -math.inf))
             near |= equals & ~self.sure.any(dim=-1, keepdim=True)
         self.maybe = (near | self.loaded) & ~self.sure
         no_choice = (self.maybe.sum(dim=-1, keepdim=True) == 1) & by_group(has_mass)

@@ -52,6 +52,7 @@ struct Softmax {
   std::vector<double> p;  // of each attended key
   double lse = -kInfinity;
   double sink_mass = 0;
+  double largest_score = -kInfinity;
   double magnitude = 0;  // |scale| * max over keys of sum over d of |q_d k_d|: of rounding errors
 };
 
@@ -59,7 +60,6 @@ struct Softmax {
 inline Softmax softmax(const std::vector<double>& q, const std::vector<std::vector<double>>& k,
                        double scale, double softcap, double sink) {
   Softmax result;
-  double max = sink;
   bool is_nan = false;
   for (const std::vector<double>& key : k) {
     double s = 0;
@@ -73,8 +73,9 @@ inline Softmax softmax(const std::vector<double>& q, const std::vector<std::vect
     if (softcap != 0) s = softcap * std::tanh(s / softcap);
     is_nan = is_nan || std::isnan(s) || s == kInfinity;
     result.p.push_back(s);
-    max = std::max(max, s);
+    result.largest_score = std::max(result.largest_score, s);
   }
+  const double max = std::max(sink, result.largest_score);
   if (is_nan) {
     result.lse = kNaN;
     for (double& p : result.p) p = kNaN;
@@ -138,9 +139,7 @@ inline DecodedGroup decode_group(const DecodeParams& p, int64_t b, int64_t hk) {
     heads.push_back(
         softmax(q, k, p.scale, p.softcap, p.sinks == nullptr ? -kInfinity : p.sinks[h]));
     const Softmax& head = heads.back();
-    const bool is_alive = std::isnan(head.lse) ||
-                          std::any_of(head.p.begin(), head.p.end(), [](double x) { return x > 0; });
-    if (!is_alive) continue;
+    if (!std::isnan(head.lse) && head.largest_score == -kInfinity) continue;
     const int64_t i = b * p.num_q_heads + h;
     const double log_theta =
         std::min(0.0, p.log_alpha[i] - p.beta[i] * std::log(static_cast<double>(num_keys)));
@@ -159,13 +158,15 @@ inline DecodedGroup decode_group(const DecodeParams& p, int64_t b, int64_t hk) {
   }
   DecodedGroup result;
   result.num_loaded = std::count(is_loaded.begin(), is_loaded.end(), true);
-  if (result.num_loaded == 0 && largest > 0) {
+  if (result.num_loaded == 0 && largest >= 0) {
     is_loaded[largest_key] = true;
     result.num_loaded = 1;
     for (const Softmax& head : heads) {  // whose rounding may make another key the largest
       for (int64_t j = 0; j < num_keys; ++j) {
-        const bool is_close = std::log(largest / head.p[j]) <= 2 * band(head, p.head_dim);
-        if (j != largest_key && head.p[j] != largest && is_close) is_borderline[j] = true;
+        const bool is_close = head.p[j] != largest &&
+                              std::log(largest / head.p[j]) <= 2 * band(head, p.head_dim);
+        // Beside a sink that leaves nothing to any key, all are equal, or the scores decide.
+        if (j != largest_key && (is_close || largest == 0)) is_borderline[j] = true;
       }
     }
   }
