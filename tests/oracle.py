@@ -123,22 +123,25 @@ class KeySets:
         has_mass = (self.p != 0.0).any(dim=-1, keepdim=True)
         everything = (theta == 0.0)[..., None] & is_alive & attended[:, None]
         # Below its least normal number, float32 tells no probabilities apart.
-        is_told = has_mass & (log_p > math.log(torch.finfo(torch.float32).tiny))
-        distance = (log_p - theta.log()[..., None]).masked_fill(~is_told, -math.inf)
+        least, eps = math.log(torch.finfo(torch.float32).tiny), self.eps[..., None]
+        log_theta = theta.log()[..., None]
+        is_told = has_mass & (log_p > least)
+        untold = has_mass & ~is_told & (log_p > -math.inf) & (log_theta < least + eps)
+        distance = (log_p - log_theta).masked_fill(~is_told, -math.inf)
         self.passing = by_group((distance > 0.0) | everything)
         self.loaded = sift.reference.loaded_keys(log_p, attended, theta, num_kv_heads)
-        self.sure = by_group((distance > self.eps[..., None]) | everything) & self.loaded
-        near = by_group(distance.abs() <= self.eps[..., None])
+        self.sure = by_group((distance > eps) | everything) & self.loaded
+        near = by_group((distance.abs() <= eps) | untold)
         if (
             log_p.numel() > 0
         ):  # where nothing passes, equals of the largest may be loaded in its place
             best = log_p.reshape(batch, num_kv_heads, -1).amax(dim=-1)
-            nearly_best = repeat(best, group_size)[..., None] - 2.0 * self.eps[..., None]
+            nearly_best = repeat(best, group_size)[..., None] - 2.0 * eps
             has_no_mass = repeat(~by_group(has_mass), group_size)
             equals = by_group(((log_p >= nearly_best) | has_no_mass) & (log_p > -math.inf))
             near |= equals & ~self.sure.any(dim=-1, keepdim=True)
         self.maybe = (near | self.loaded) & ~self.sure
-        no_choice = (self.maybe.sum(dim=-1, keepdim=True) == 1) & by_group(has_mass)
+        no_choice = self.maybe.sum(dim=-1, keepdim=True) == 1
         self.sure |= self.maybe & no_choice & ~self.sure.any(dim=-1, keepdim=True)
         self.maybe &= ~self.sure
         self.maybe_mass = (self.p * repeat(self.maybe, group_size)).sum(dim=-1)  # [B, HQ]
@@ -147,7 +150,7 @@ class KeySets:
     def error_bound(self, call: Call) -> Tensor:
         """What a wrong guess about the `maybe` keys can change in the output, [B, HQ, 1]."""
         moved = self.maybe_mass
-        if self.ambiguous is False:
+        if not self.ambiguous:
             return torch.zeros_like(moved)[..., None]
         if call.options["residual"] == "renormalize":
             moved = moved / (self.sure_mass + self.maybe_mass).clamp(min=1e-30)
@@ -156,9 +159,7 @@ class KeySets:
     @property
     def ambiguous(self) -> bool:
         """Whether more than one set of loaded keys is right."""
-        return not torch.equal(self.sure | self.maybe, self.loaded) or bool(
-            (self.maybe.sum(-1) > 1).any()
-        )
+        return bool(self.maybe.any())
 
 
 def largest_value(call: Call) -> float:
