@@ -163,8 +163,8 @@ inline DecodedGroup decode_group(const DecodeParams& p, int64_t b, int64_t hk) {
     result.num_loaded = 1;
     for (const Softmax& head : heads) {  // whose rounding may make another key the largest
       for (int64_t j = 0; j < num_keys; ++j) {
-        const bool is_close = head.p[j] != largest &&
-                              std::log(largest / head.p[j]) <= 2 * band(head, p.head_dim);
+        const bool is_close =
+            head.p[j] != largest && std::log(largest / head.p[j]) <= 2 * band(head, p.head_dim);
         // Beside a sink that leaves nothing to any key, all are equal, or the scores decide.
         if (j != largest_key && (is_close || largest == 0)) is_borderline[j] = true;
       }
