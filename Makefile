@@ -12,8 +12,8 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 ARGS ?=
 TEST_WORKERS ?= 2
-# Seconds for a test. Its process ends then: threads that wait for a lock would not heed a signal.
-TIMEOUT := --timeout=600 --timeout-method=thread
+# With seconds for a test. Its process ends then: threads that wait for a lock heed no signal.
+TIMEOUT := --timeout-method=thread --timeout
 BIN := .venv/bin
 BUILD = build/cmake-$(shell $(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')
 CONFIGURE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
@@ -62,11 +62,11 @@ test-cpp: build  ## run the C++ tests (Catch2; from Debian where there is none)
 
 .PHONY: test-py
 test-py: build  ## run the Python tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TIMEOUT) -n $(TEST_WORKERS) --junitxml=build/pytest.xml
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TIMEOUT)=600 -n $(TEST_WORKERS) --junitxml=build/pytest.xml
 
 .PHONY: endurance
 endurance: build  ## 10,000 requests, 8 threads, forks, interrupts, 100,000 steps: some 15 minutes
-	@SIFT_ENDURANCE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s $(TIMEOUT:600=1800) tests/endurance $(ARGS)
+	@SIFT_ENDURANCE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s $(TIMEOUT)=1800 tests/endurance $(ARGS)
 
 # What computes in torch alone, loads or builds the library itself, or takes long under a sanitizer.
 WITHOUT_KERNELS := eval endurance hf $(addprefix test_,$(addsuffix .py,benchmarks compat cpp_attention \

@@ -125,7 +125,7 @@ class KeySets:
         # Below its least normal number, float32 tells no probabilities apart.
         least, eps = math.log(torch.finfo(torch.float32).tiny), self.eps[..., None]
         log_theta = theta.log()[..., None]
-        is_told = has_mass & (log_p > least)
+        is_told = log_p > least
         untold = has_mass & ~is_told & (log_p > -math.inf) & (log_theta < least + eps)
         distance = (log_p - log_theta).masked_fill(~is_told, -math.inf)
         self.passing = by_group((distance > 0.0) | everything)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -68,7 +69,7 @@ def count_moments(call: Callable[[], Any]) -> int:
 
 
 @contextmanager
-def alarms() -> Iterator[Callable[[float], None]]:
+def alarms() -> Iterator[Callable[[float], object]]:
     """Real signals: what it gives takes seconds until the next, which interrupts the package."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -79,7 +80,7 @@ def alarms() -> Iterator[Callable[[float], None]]:
 
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
-        yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None
+        yield functools.partial(signal.setitimer, signal.ITIMER_REAL)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

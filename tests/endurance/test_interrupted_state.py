@@ -125,7 +125,7 @@ def test_a_repeated_step_gives_the_same_bits(masked):
 def test_signals_at_any_time_leave_the_bits_of_a_sequence_without():
     num_interrupts = 0
 
-    def insist(call: Callable[[], T], set_alarm: Callable[[float], None]) -> T:
+    def insist(call: Callable[[], T], set_alarm: Callable[[float], object]) -> T:
         """Patience doubles, so that a slow machine gets there, too."""
         nonlocal num_interrupts
         seconds = random.uniform(1e-5, 3e-4)
