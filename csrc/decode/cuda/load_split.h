@@ -158,7 +158,22 @@ SIFT_DEVICE void load_split(const DecodeArguments& arguments, const Item& item, 
   TileRing<T, kHeadDim, kRingStages<kHeadDim>, Reads::kOnce> ring(shared.ring_of_warp(),
                                                                   plan.is_aligned);
   OutBlocks<kHeadDim, kHeadBlocks> out;
-  float kept_mass[kHeadBlocks] = {};  // of head lane / 4 of each block, of this thread's rows
+  // A thread weighs rows for head lane / 4 of each block.
+  struct Head {
+    int in_group;
+    bool has_weights;
+    float lse;
+    float kept_mass;  // of this thread's rows
+  } heads[kHeadBlocks];
+  SIFT_UNROLL
+  for (int block = 0; block < kHeadBlocks; ++block) {
+    const int head = block * 8 + dev::lane() / 4;
+    const int g = unit.first_in_group + (head < unit.num_heads ? head : 0);
+    heads[block] = {.in_group = g,
+                    .has_weights = head < unit.num_heads && !shared.laws[g].is_empty,
+                    .lse = shared.laws[g].lse,
+                    .kept_mass = 0};
+  }
   int num_loaded = 0;
 
   const int end = selection == Selection::kNone ? item.begin : item.end;
@@ -191,20 +206,19 @@ SIFT_DEVICE void load_split(const DecodeArguments& arguments, const Item& item, 
           Weights weights[kHeadBlocks];
           SIFT_UNROLL
           for (int block = 0; block < kHeadBlocks; ++block) {
-            const int head = block * 8 + dev::lane() / 4;
-            const int g = unit.first_in_group + head;
+            Head& head = heads[block];
             const auto weight = [&](int row) {
               const int i = first_row(tile_idx) + row;
-              if (i >= count || head >= unit.num_heads || shared.laws[g].is_empty) return 0.0f;
-              return dev::exp2(shared.scores[shared.list[i] * plan.group_size + g] -
-                               shared.laws[g].lse);
+              if (!head.has_weights || i >= count) return 0.0f;
+              const float score = shared.scores[shared.list[i] * plan.group_size + head.in_group];
+              return dev::exp2(score - head.lse);
             };
             SIFT_UNROLL
             for (int half = 0; half < 2; ++half) {
               const int row = dev::lane() % 4 * 2 + half * 8;
               const float first = weight(row);
               const float second = weight(row + 1);
-              kept_mass[block] += first + second;
+              head.kept_mass += first + second;
               split_weights<T>(first, second, weights[block].high[half], weights[block].low[half]);
             }
           }
@@ -216,11 +230,10 @@ SIFT_DEVICE void load_split(const DecodeArguments& arguments, const Item& item, 
   }
 
   for (int block = 0; block < kHeadBlocks; ++block) {
-    for (int lanes = 1; lanes < 4; lanes *= 2) {
-      kept_mass[block] += dev::shuffle_xor(kept_mass[block], lanes);
-    }
+    float mass = heads[block].kept_mass;
+    for (int lanes = 1; lanes < 4; lanes *= 2) mass += dev::shuffle_xor(mass, lanes);
     if (dev::lane() % 4 == 0) {
-      fixed.kept_mass[dev::warp()][block * 8 + dev::lane() / 4] = kept_mass[block];
+      fixed.kept_mass[dev::warp()][block * 8 + dev::lane() / 4] = mass;
     }
   }
   dev::wait_copies<0>();  // where nothing was selected, the first piece

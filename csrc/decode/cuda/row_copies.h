@@ -23,12 +23,19 @@ inline bool is_aligned(const KVLayout& layout) {
 // where row i begins, nullptr: nowhere, zeros take its place. All threads of the block.
 template <class T, int kHeadDim, int kRows, class RowOf>
 SIFT_DEVICE void start_rows(char* rows, bool is_aligned, RowOf row_of) {
-  constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, per row
+  constexpr int kPieces = kHeadDim * static_cast<int>(sizeof(T)) / kPieceBytes;  // per row
   for (int i = dev::thread(); i < kRows * kPieces; i += dev::num_threads()) {
     const int piece = i % kPieces;
     const T* row = row_of(i / kPieces);
-    char* target = rows + i / kPieces * Tile<kHeadDim>::kRowBytes + piece * 16;
-    copy_piece<Reads::kAgain>(target, row, piece, is_aligned);
+    char* target = rows + i / kPieces * Tile<kHeadDim>::kRowBytes + piece * kPieceBytes;
+    if (is_aligned || row == nullptr) {
+      copy_piece<Reads::kAgain>(target, reinterpret_cast<uint64_t>(row), piece);
+    } else {
+      constexpr int kElements = kPieceBytes / static_cast<int>(sizeof(T));
+      for (int d = 0; d < kElements; ++d) {
+        reinterpret_cast<T*>(target)[d] = row[piece * kElements + d];
+      }
+    }
   }
   dev::commit_copies();
 }

@@ -206,13 +206,14 @@ score_kernel(SIFT_GRID_CONSTANT const ScoreQuantileArguments arguments) {
     score_tile<T, kHeadDim>(tile, queries, blocks);
     SIFT_UNROLL
     for (int block = 0; block < Memory::kColumns / 8; ++block) {
+      plan.score_scale.apply(blocks[block].x);
       SIFT_UNROLL
       for (int j = 0; j < 4; ++j) {
         const int row = Block::row(j);
         const int column = block * 8 + Block::column(j);
         if (column >= columns.count) continue;
         scores[column * plan.score_stride + first_key(i) + row] =
-            attended >> row & 1 ? ordered_score(plan.score_scale(blocks[block].x[j])) : kNoScore;
+            attended >> row & 1 ? ordered_score(blocks[block].x[j]) : kNoScore;
       }
     }
   };

@@ -13,9 +13,12 @@ struct ScoreScale {
   float factor = 0;   // to log2 units, or with a softcap to its argument
   float softcap = 0;  // in log2 units; 0: none
 
-  SIFT_DEVICE float operator()(float product) const {
-    const float score = product * factor;
-    return softcap == 0 ? score : softcap * dev::tanh(score);
+  // Turns products into scores.
+  template <int kCount>
+  SIFT_DEVICE void apply(float (&products)[kCount]) const {
+    for (float& x : products) x *= factor;
+    if (softcap == 0) return;
+    for (float& x : products) x = softcap * dev::tanh(x);
   }
 };
 

@@ -14,9 +14,13 @@
 
 namespace sift {
 
-// The running softmax of a warp, of the two heads per block that a thread holds. The maxima are
-// those of the warp, the sums those of the thread until reduce().
-template <int kHeadBlocks>
+// Whose scores a running maximum covers: one thread's, or those of all threads of a warp that hold
+// the same head, so that they can add up products with the weights.
+enum class MaxOf { kThread, kWarp };
+
+// A running softmax, of the two heads per block that a thread holds. Until reduce() its sums are
+// those of the thread.
+template <int kHeadBlocks, MaxOf kMaxOf>
 struct RunningSoftmax {
   float max[kHeadBlocks][2];
   float sum[kHeadBlocks][2];
@@ -35,10 +39,8 @@ struct RunningSoftmax {
       float& first = scores.x[column];
       float& second = scores.x[column + 2];
       float new_max = larger(max[block][column], larger(first, second));
-      for (int lanes = 4; lanes < 32; lanes *= 2) {
-        new_max = larger(new_max, dev::shuffle_xor(new_max, lanes));
-      }
-      const float base = new_max == -dev::infinity() ? 0.0f : new_max;
+      if constexpr (kMaxOf == MaxOf::kWarp) new_max = max_of_rows(new_max);
+      const float base = base_of(new_max);
       factor[column] = dev::exp2(max[block][column] - base);
       first = dev::exp2(first - base);
       second = dev::exp2(second - base);
@@ -47,11 +49,22 @@ struct RunningSoftmax {
     }
   }
 
+  // Afterwards all of it covers the scores of the warp.
   SIFT_DEVICE void reduce() {
     for (int i = 0; i < kHeadBlocks * 2; ++i) {
-      float& x = sum[i / 2][i % 2];
-      for (int lanes = 4; lanes < 32; lanes *= 2) x += dev::shuffle_xor(x, lanes);
+      float& my_max = max[i / 2][i % 2];
+      float& my_sum = sum[i / 2][i % 2];
+      const float warp_max = max_of_rows(my_max);
+      my_sum *= dev::exp2(my_max - base_of(warp_max));
+      for (int lanes = 4; lanes < 32; lanes *= 2) my_sum += dev::shuffle_xor(my_sum, lanes);
+      my_max = warp_max;
     }
+  }
+
+ private:
+  SIFT_DEVICE static float max_of_rows(float x) {
+    for (int lanes = 4; lanes < 32; lanes *= 2) x = larger(x, dev::shuffle_xor(x, lanes));
+    return x;
   }
 };
 
@@ -63,6 +76,7 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
   const DecodeParams& params = arguments.params;
   const DecodePlan& plan = arguments.plan;
   auto& fixed = shared.fixed;
+  scores += static_cast<int64_t>(item.begin) * plan.group_size + unit.first_in_group;
   start_rows<T, kHeadDim, 8 * kHeadBlocks>(fixed.q, plan.is_q_aligned, [&](int head) {
     if (head >= unit.num_heads) return static_cast<const T*>(nullptr);
     return static_cast<const T*>(params.q) + item.b * params.q_stride_b +
@@ -71,11 +85,11 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
 
   const int warp = dev::warp();
   const SequenceKeys keys{params.keys, item.b, item.end};
-  const int num_tiles = divide_up(item.end - item.begin, kTileRows);
-  const int my_tiles = divide_up(num_tiles - warp, kWarps);
-  const auto first_key = [&](int tile) { return item.begin + (tile * kWarps + warp) * kTileRows; };
+  const int num_keys = item.end - item.begin;
+  const int my_tiles = divide_up(divide_up(num_keys, kTileRows) - warp, kWarps);
+  const auto first_row = [&](int tile) { return (tile * kWarps + warp) * kTileRows; };
 
-  RunningSoftmax<kHeadBlocks> softmax;
+  RunningSoftmax<kHeadBlocks, kKeepsAll ? MaxOf::kWarp : MaxOf::kThread> softmax;
   OutBlocks<kHeadDim, kHeadBlocks> out;
   Weights weights[kHeadBlocks];
   int num_attended = 0;
@@ -86,15 +100,16 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
     num_attended += dev::population_count(mask);
     SIFT_UNROLL
     for (int block = 0; block < kHeadBlocks; ++block) {
+      plan.score_scale.apply(blocks[block].x);
       SIFT_UNROLL
       for (int i = 0; i < 4; ++i) {
         float& score = blocks[block].x[i];
         const int row = Block::row(i);
-        score = mask >> row & 1 ? plan.score_scale(score) : -dev::infinity();
+        if (!(mask >> row & 1)) score = -dev::infinity();
         const int head = block * 8 + Block::column(i);
-        const int key = first_key(tile_idx) + row;
-        if (!kKeepsAll && head < unit.num_heads && key < item.end) {
-          scores[static_cast<int64_t>(key) * plan.group_size + unit.first_in_group + head] = score;
+        const int key = first_row(tile_idx) + row;
+        if (!kKeepsAll && head < unit.num_heads && key < num_keys) {
+          scores[key * plan.group_size + head] = score;
         }
       }
       float factor[2];
@@ -124,7 +139,8 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
     stream(
         2 * my_tiles,
         [&](int i, int row) {
-          return keys.row<T>(i % 2 == 0 ? params.k : params.v, unit.hk, first_key(i / 2) + row);
+          return keys.row<T>(i % 2 == 0 ? params.k : params.v, unit.hk,
+                             item.begin + first_row(i / 2) + row);
         },
         [&](int i, const char* tile, RowMask mask) {
           if (i % 2 == 0) {
@@ -136,7 +152,10 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
   } else {
     stream(
         my_tiles,
-        [&](int i, int row) { return keys.row<T>(params.k, unit.hk, first_key(i) + row); }, use_k);
+        [&](int i, int row) {
+          return keys.row<T>(params.k, unit.hk, item.begin + first_row(i) + row);
+        },
+        use_k);
   }
 
   softmax.reduce();
@@ -155,8 +174,7 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
     return max;
   };
   const auto factor = [&](int of_warp, int head) {
-    const float max = max_of(head);
-    return dev::exp2(fixed.softmax[of_warp][head].max - (max == -dev::infinity() ? 0.0f : max));
+    return dev::exp2(fixed.softmax[of_warp][head].max - base_of(max_of(head)));
   };
   if (dev::thread() < unit.num_heads) {
     const int head = dev::thread();

@@ -31,17 +31,22 @@ SIFT_DEVICE void score_tile(const char* tile, const char* q_rows, Block (&scores
   const int lane = dev::lane();
   const char* k_row = tile + lane % 16 * kRowBytes + lane / 16 * 16;
   const char* q_row = q_rows + lane % 8 * kRowBytes + lane / 8 % 2 * 16;
-  for (Block& block : scores) block = {};
-  SIFT_UNROLL_BY(4)
-  for (int d = 0; d < kHeadDim; d += 16) {
+  // Even and odd steps add up apart: a step need not wait for the one before it.
+  Block sums[2][kHeadBlocks];
+  SIFT_UNROLL
+  for (int step = 0; step < kHeadDim / 16; ++step) {
     uint32_t k[4];
-    dev::load_matrix_x4(k, k_row + d * 2);
+    dev::load_matrix_x4(k, k_row + step * 32);
     SIFT_UNROLL
     for (int block = 0; block < kHeadBlocks; ++block) {
       uint32_t q[2];
-      dev::load_matrix_x2(q, q_row + block * 8 * kRowBytes + d * 2);
-      dev::multiply_add<T>(scores[block].x, k, q[0], q[1]);
+      dev::load_matrix_x2(q, q_row + block * 8 * kRowBytes + step * 32);
+      dev::multiply_add<T>(sums[step % 2][block].x, k, q[0], q[1]);
     }
+  }
+  SIFT_UNROLL
+  for (int block = 0; block < kHeadBlocks; ++block) {
+    for (int i = 0; i < 4; ++i) scores[block].x[i] = sums[0][block].x[i] + sums[1][block].x[i];
   }
 }
 

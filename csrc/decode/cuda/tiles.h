@@ -25,19 +25,16 @@ using RowMask = uint32_t;
 // Whether a launch comes back to rows: if not, they are the first to leave the L2 cache.
 enum class Reads { kOnce, kAgain };
 
-// Starts to copy piece i, 16 bytes, of a row; nullptr: nowhere, zeros take its place. is_aligned: rows
-// begin at multiples of 16 bytes.
-template <Reads kReads, class T>
-SIFT_DEVICE void copy_piece(char* target, const T* row, int i, bool is_aligned) {
-  constexpr int kElements = 16 / sizeof(T);
-  if (row == nullptr) {
-    dev::copy_async_16(target, nullptr, false);
-  } else if (!is_aligned) {
-    for (int d = 0; d < kElements; ++d) reinterpret_cast<T*>(target)[d] = row[i * kElements + d];
-  } else if constexpr (kReads == Reads::kOnce) {
-    dev::copy_async_16_once(target, row + i * kElements, true);
+constexpr int kPieceBytes = 16;
+
+// Starts to copy a piece of a row; `row`: its address, or 0, and zeros take its place.
+template <Reads kReads>
+SIFT_DEVICE void copy_piece(char* target, uint64_t row, int piece) {
+  const auto* source = reinterpret_cast<const void*>(row + piece * kPieceBytes);
+  if constexpr (kReads == Reads::kOnce) {
+    dev::copy_async_16_once(target, source, row != 0);
   } else {
-    dev::copy_async_16(target, row + i * kElements, true);
+    dev::copy_async_16(target, source, row != 0);
   }
 }
 
@@ -87,16 +84,28 @@ class TileRing {
 
   // Lane r < 16 brings the address of row r. Neighbouring lanes copy neighbouring bytes.
   SIFT_DEVICE void copy(const T* row_of_lane, char* tile) {
-    constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, per row
     const auto address = reinterpret_cast<uint64_t>(row_of_lane);
-    SIFT_UNROLL_BY(4)
+    if (!is_aligned_) return copy_elements(address, tile);
+    constexpr int kPieces = kHeadDim * static_cast<int>(sizeof(T)) / kPieceBytes;  // per row
+    SIFT_UNROLL
     for (int i = 0; i < kTileRows * kPieces / 32; ++i) {
       const int index = i * 32 + dev::lane();
       const int row = index / kPieces;
       const int piece = index % kPieces;
+      copy_piece<kReads>(tile + row * Tile<kHeadDim>::kRowBytes + piece * kPieceBytes,
+                         dev::shuffle(address, row), piece);
+    }
+  }
+
+  // The same for rows that begin anywhere. The bytes are there when it returns.
+  SIFT_DEVICE void copy_elements(uint64_t address, char* tile) {
+    SIFT_UNROLL_BY(1)
+    for (int row = 0; row < kTileRows; ++row) {
       const auto* source = reinterpret_cast<const T*>(dev::shuffle(address, row));
-      char* target = tile + row * Tile<kHeadDim>::kRowBytes + piece * 16;
-      copy_piece<kReads>(target, source, piece, is_aligned_);
+      auto* target = reinterpret_cast<T*>(tile + row * Tile<kHeadDim>::kRowBytes);
+      for (int d = dev::lane(); d < kHeadDim; d += 32) {
+        target[d] = source == nullptr ? T{} : source[d];
+      }
     }
   }
 

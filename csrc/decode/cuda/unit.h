@@ -16,6 +16,9 @@ constexpr float kLn2 = 0.69314718f;
 // NaN never counts as larger: it reaches a softmax by its sum.
 SIFT_DEVICE float larger(float x, float y) { return y > x ? y : x; }
 
+// What scores are taken relative to: exp2(score - base) is 0, not NaN, where all are -inf.
+SIFT_DEVICE float base_of(float max) { return max == -dev::infinity() ? 0.0f : max; }
+
 struct Unit {
   int hk;
   int first_in_group;  // its first query head, counted within the group
@@ -118,7 +121,7 @@ SIFT_DEVICE HeadTotal head_total(const DecodePlan& plan, int64_t item, int num_s
     total.max = larger(total.max, dev::shuffle_xor(total.max, lanes));
     num_attended += dev::shuffle_xor(num_attended, lanes);
   }
-  const float base = total.max == -dev::infinity() ? 0.0f : total.max;
+  const float base = base_of(total.max);
   SIFT_UNROLL
   for (const Softmax& part : parts) total.sum += part.sum * dev::exp2(part.max - base);
   for (int lanes = 16; lanes > 0; lanes /= 2) total.sum += dev::shuffle_xor(total.sum, lanes);
