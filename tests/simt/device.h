@@ -18,8 +18,7 @@
 #define SIFT_KERNEL(threads, min_blocks) void
 #define SIFT_GRID_CONSTANT
 #define SIFT_UNROLL
-#define SIFT_UNROLL_BY(count)
-#define SIFT_UNROLL_BY(count)
+#define SIFT_NO_UNROLL
 
 #define SIFT_SITE(function) {function, __builtin_FILE(), __builtin_LINE()}
 

@@ -64,17 +64,15 @@ static_assert(std::is_trivially_copyable_v<DecodeArguments>);
 template <int kHeadDim>
 inline constexpr int kRingStages = std::clamp(54 * 1024 / (kWarps * Tile<kHeadDim>::kBytes), 2, 4);
 
-// What decides which keys a head wants, in log2 units.
-struct HeadLaw {
-  float lse;      // of all keys and the sink
-  float theta;    // the threshold on p at the present length, at most 0; -inf: keep all
-  float highest;  // the largest p
-  bool is_empty;  // no key has a probability
+// What decides which keys a head wants, in log2 units; read together.
+struct alignas(16) HeadLaw {
+  float lse;        // of all keys and the sink; 0 when no key has a probability
+  float threshold;  // on p, at most 0; NaN: every key passes, +inf: none has a probability
+  float highest;    // the largest p
 
   // Written so that NaN passes: it has to reach the result.
-  SIFT_DEVICE bool passes(float log2_p) const {
-    return !(log2_p <= theta) || theta == -dev::infinity();
-  }
+  SIFT_DEVICE bool passes(float log2_p) const { return !(log2_p <= threshold); }
+  SIFT_DEVICE bool is_empty() const { return threshold == dev::infinity(); }
 };
 
 // Groups of a launch, (sequence, KV head), of which a block remembers whether they keep every key.

@@ -45,21 +45,20 @@ SIFT_DEVICE GroupBest find_laws(const DecodeArguments& arguments, int64_t b, int
     const HeadTotal total = head_total(plan, group_item + g / plan.unit_heads * num_splits,
                                        num_splits, g % plan.unit_heads);
     const float lse =
-        total.is_empty() ? -dev::infinity() : log_sum_exp(total.softmax, sink_of(params.sinks, h));
-    const float theta =
-        log_alpha * kLog2E - beta * dev::log2(static_cast<float>(total.num_attended));
+        total.is_empty() ? 0.0f : log_sum_exp(total.softmax, sink_of(params.sinks, h));
+    float theta = log_alpha * kLog2E - beta * dev::log2(static_cast<float>(total.num_attended));
+    if (theta > 0) theta = 0;
+    if (theta == -dev::infinity()) theta = dev::nan();
+    if (total.is_empty()) theta = dev::infinity();
     if (dev::lane() == 0) {
-      shared.laws[g] = {.lse = lse,
-                        .theta = theta > 0 ? 0.0f : theta,
-                        .highest = total.softmax.max - lse,
-                        .is_empty = total.is_empty()};
+      shared.laws[g] = {.lse = lse, .threshold = theta, .highest = total.softmax.max - lse};
     }
   }
   dev::sync_block();
   GroupBest best = {.log2_p = -dev::infinity(), .passes = false, .is_empty = true};
   for (int g = 0; g < plan.group_size; ++g) {
     const HeadLaw& law = shared.laws[g];
-    if (law.is_empty) continue;
+    if (law.is_empty()) continue;
     best.is_empty = false;
     best.passes |= law.passes(law.highest);
     best.log2_p = larger(best.log2_p, law.highest);
@@ -77,7 +76,7 @@ SIFT_DEVICE int split_of_best(const DecodePlan& plan, float log2_p, int64_t grou
   for (int g = 0; g < plan.group_size && split < num_splits; ++g) {
     const int64_t item = group_item + g / plan.unit_heads * num_splits + split;
     const float max = plan.workspace.softmax[item * plan.unit_heads + g % plan.unit_heads].max;
-    is_best |= !shared.laws[g].is_empty && max - shared.laws[g].lse == log2_p;
+    is_best |= !shared.laws[g].is_empty() && max - shared.laws[g].lse == log2_p;
   }
   const uint32_t found = dev::ballot(is_best);
   if (dev::lane() == 0) shared.fixed.count[dev::warp()] = static_cast<int>(found);
@@ -98,10 +97,22 @@ SIFT_DEVICE int list_keys(const DecodePlan& plan, const SequenceKeys& keys, int 
   for (int word = dev::warp(); word < num_words; word += kWarps) {
     const int key = word * 32 + dev::lane();
     bool keep = false;
+    const auto ask = [&](int g, float score) {
+      const HeadLaw law = shared.laws[g];
+      keep |= passes(law, score - law.lse);
+    };
     if (key < num_keys && keys.attends(first_key + key)) {
-      for (int g = 0; g < plan.group_size; ++g) {
-        const HeadLaw& law = shared.laws[g];
-        keep |= !law.is_empty && passes(law, shared.scores[key * plan.group_size + g] - law.lse);
+      const float* scores = shared.scores + key * plan.group_size;
+      if (plan.group_size % 4 == 0) {  // lanes would meet in few banks if they took one at a time
+        struct alignas(16) Scores {
+          float x[4];
+        };
+        for (int g = 0; g < plan.group_size; g += 4) {
+          const Scores four = *reinterpret_cast<const Scores*>(scores + g);
+          for (int i = 0; i < 4; ++i) ask(g + i, four.x[i]);
+        }
+      } else {
+        for (int g = 0; g < plan.group_size; ++g) ask(g, scores[g]);
       }
     }
     const uint32_t bits = dev::ballot(keep);
@@ -170,7 +181,7 @@ SIFT_DEVICE void load_split(const DecodeArguments& arguments, const Item& item, 
     const int head = block * 8 + dev::lane() / 4;
     const int g = unit.first_in_group + (head < unit.num_heads ? head : 0);
     heads[block] = {.in_group = g,
-                    .has_weights = head < unit.num_heads && !shared.laws[g].is_empty,
+                    .has_weights = head < unit.num_heads && !shared.laws[g].is_empty(),
                     .lse = shared.laws[g].lse,
                     .kept_mass = 0};
   }
@@ -185,8 +196,10 @@ SIFT_DEVICE void load_split(const DecodeArguments& arguments, const Item& item, 
 
     int count;
     if (selection == Selection::kBest) {
-      count = list_keys(plan, keys, first_key, num_keys, shared,
-                        [&](const HeadLaw&, float log2_p) { return log2_p == best.log2_p; });
+      count =
+          list_keys(plan, keys, first_key, num_keys, shared, [&](const HeadLaw& law, float log2_p) {
+            return log2_p == best.log2_p && !law.is_empty();
+          });
       count = count > 0 ? 1 : 0;
     } else {
       count = list_keys(plan, keys, first_key, num_keys, shared,

@@ -94,6 +94,26 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
   Weights weights[kHeadBlocks];
   int num_attended = 0;
 
+  const bool stores_pairs = (plan.group_size | plan.unit_heads) % 2 == 0;
+  const auto store_scores = [&](int tile_row, int block, const Block& of_block) {
+    struct alignas(8) Pair {
+      float x[2];
+    };
+    const int head = block * 8 + Block::column(0);
+    SIFT_UNROLL
+    for (int i = 0; i < 4; i += 2) {
+      const int key = tile_row + Block::row(i);
+      if (key >= num_keys || head >= unit.num_heads) continue;
+      float* target = scores + key * plan.group_size + head;
+      if (stores_pairs) {
+        *reinterpret_cast<Pair*>(target) = {{of_block.x[i], of_block.x[i + 1]}};
+      } else {
+        target[0] = of_block.x[i];
+        if (head + 1 < unit.num_heads) target[1] = of_block.x[i + 1];
+      }
+    }
+  };
+
   const auto use_k = [&](int tile_idx, const char* tile, RowMask mask) {
     Block blocks[kHeadBlocks];
     score_tile<T, kHeadDim>(tile, fixed.q, blocks);
@@ -103,15 +123,9 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
       plan.score_scale.apply(blocks[block].x);
       SIFT_UNROLL
       for (int i = 0; i < 4; ++i) {
-        float& score = blocks[block].x[i];
-        const int row = Block::row(i);
-        if (!(mask >> row & 1)) score = -dev::infinity();
-        const int head = block * 8 + Block::column(i);
-        const int key = first_row(tile_idx) + row;
-        if (!kKeepsAll && head < unit.num_heads && key < num_keys) {
-          scores[key * plan.group_size + head] = score;
-        }
+        if (!(mask >> Block::row(i) & 1)) blocks[block].x[i] = -dev::infinity();
       }
+      if constexpr (!kKeepsAll) store_scores(first_row(tile_idx), block, blocks[block]);
       float factor[2];
       softmax.add(block, blocks[block], factor);
       if constexpr (kKeepsAll) {

@@ -31,8 +31,10 @@ SIFT_DEVICE void score_tile(const char* tile, const char* q_rows, Block (&scores
   const int lane = dev::lane();
   const char* k_row = tile + lane % 16 * kRowBytes + lane / 16 * 16;
   const char* q_row = q_rows + lane % 8 * kRowBytes + lane / 8 % 2 * 16;
-  // Even and odd steps add up apart: a step need not wait for the one before it.
-  Block sums[2][kHeadBlocks];
+  // Two blocks at most: even and odd steps add up apart, so that a step need not wait for the one
+  // before it. More blocks keep the tensor cores busy as they are.
+  constexpr int kChains = kHeadBlocks <= 2 ? 2 : 1;
+  Block sums[kChains][kHeadBlocks];
   SIFT_UNROLL
   for (int step = 0; step < kHeadDim / 16; ++step) {
     uint32_t k[4];
@@ -41,12 +43,13 @@ SIFT_DEVICE void score_tile(const char* tile, const char* q_rows, Block (&scores
     for (int block = 0; block < kHeadBlocks; ++block) {
       uint32_t q[2];
       dev::load_matrix_x2(q, q_row + block * 8 * kRowBytes + step * 32);
-      dev::multiply_add<T>(sums[step % 2][block].x, k, q[0], q[1]);
+      dev::multiply_add<T>(sums[step % kChains][block].x, k, q[0], q[1]);
     }
   }
   SIFT_UNROLL
   for (int block = 0; block < kHeadBlocks; ++block) {
-    for (int i = 0; i < 4; ++i) scores[block].x[i] = sums[0][block].x[i] + sums[1][block].x[i];
+    scores[block] = sums[0][block];
+    for (int i = 0; i < 4 && kChains == 2; ++i) scores[block].x[i] += sums[1][block].x[i];
   }
 }
 

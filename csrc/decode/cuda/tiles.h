@@ -99,7 +99,7 @@ class TileRing {
 
   // The same for rows that begin anywhere. The bytes are there when it returns.
   SIFT_DEVICE void copy_elements(uint64_t address, char* tile) {
-    SIFT_UNROLL_BY(1)
+    SIFT_NO_UNROLL
     for (int row = 0; row < kTileRows; ++row) {
       const auto* source = reinterpret_cast<const T*>(dev::shuffle(address, row));
       auto* target = reinterpret_cast<T*>(tile + row * Tile<kHeadDim>::kRowBytes);

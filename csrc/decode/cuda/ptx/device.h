@@ -14,8 +14,7 @@
 #define SIFT_KERNEL(threads, min_blocks) __global__ void __launch_bounds__(threads, min_blocks)
 #define SIFT_GRID_CONSTANT __grid_constant__
 #define SIFT_UNROLL _Pragma("unroll")
-#define SIFT_PRAGMA(text) _Pragma(#text)
-#define SIFT_UNROLL_BY(count) SIFT_PRAGMA(unroll count)
+#define SIFT_NO_UNROLL _Pragma("unroll 1")
 
 namespace sift::dev {
 
