@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "compat"
 
 TORCH, TRANSFORMERS, PYTHON = "2.13.0", "5.17.0", "3.11"  # what everything else is developed with
-OTHER_TORCH = ("2.11.0", "2.12.1", "2.14.1", "2.15.0")
+TORCH_OF_ALL_PYTHONS = "2.14.1"  # has wheels from 3.10 to 3.14
+OTHER_TORCH = ("2.11.0", "2.12.1", TORCH_OF_ALL_PYTHONS, "2.15.0")
 OTHER_TRANSFORMERS = ("4.57.6", "5.13.1", "5.18.0", "5.23.0")
 OTHER_PYTHONS = ("3.12", "3.13", "3.14")
 
@@ -52,8 +53,8 @@ CELLS = (
     *(Cell(PYTHON, TORCH, transformers) for transformers in OTHER_TRANSFORMERS),
     Cell(PYTHON, OTHER_TORCH[0], OTHER_TRANSFORMERS[0]),
     Cell(PYTHON, OTHER_TORCH[-1], OTHER_TRANSFORMERS[-1]),
-    Cell("3.10", "2.14.1", "5.18.0"),  # the newest transformers here that take Python 3.10
-    *(Cell(python, "2.14.1", OTHER_TRANSFORMERS[-1]) for python in OTHER_PYTHONS),
+    Cell("3.10", TORCH_OF_ALL_PYTHONS, "5.18.0"),  # the newest transformers here that take Python 3.10
+    *(Cell(python, TORCH_OF_ALL_PYTHONS, OTHER_TRANSFORMERS[-1]) for python in OTHER_PYTHONS),
 )
 
 
