@@ -7,6 +7,7 @@ import threading
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .attended import AttendedKeys
 from .rows import is_recorded, mark_static
@@ -25,6 +26,9 @@ DENSE_REASONS = (
     "device",
 )
 
+
+# What `Counters.totals` sums, in its order.
+ROWS_LOADED, COVERED_MASS, KEYS, ROW_STEPS, CALLS = range(5)
 
 FOLD_EVERY = 64  # steps; summing each by itself would cost more than all other bookkeeping
 
@@ -54,10 +58,8 @@ class Counters:
         calls (int): decode steps through the operator, counted by the host.
         keys (int): attended keys summed over steps and sequences, counted by the host.
         row_steps (int): decode steps summed over sequences, counted by the host.
-        compiled_calls (Tensor[], int64): as `calls`, counted by the device.
-        keys_and_steps (Tensor[2], float64): as `keys` and `row_steps`, counted by the device.
-        rows_loaded (Tensor[], int64): value rows loaded, summed over KV heads.
-        covered_mass (Tensor[], float64): probability of loaded keys and sinks, summed over heads.
+        totals (Tensor[5], float64): what the device counts, in one tensor so that a compiled step
+            needs one kernel for it; the properties name its parts.
         unfitted (Tensor[], int64): heads whose law could not be fitted to the last prompt.
         dense (Tensor[len(DENSE_REASONS)], int64): decode steps that ran dense, by reason.
         newest (tuple or None): of the last step in Python, num_loaded [B, HK] and the probability
@@ -73,13 +75,30 @@ class Counters:
         self.newest: tuple[Tensor, Tensor] | None = None
         self._pending: list[tuple[Tensor, Tensor, Tensor | None]] = []
         with torch.inference_mode(False):
-            self.compiled_calls = torch.zeros((), dtype=torch.int64, device=device)
-            self.keys_and_steps = torch.zeros(2, dtype=torch.float64, device=device)
-            self.rows_loaded = torch.zeros((), dtype=torch.int64, device=device)
-            self.covered_mass = torch.zeros((), dtype=torch.float64, device=device)
+            self.totals = torch.zeros(5, dtype=torch.float64, device=device)
             self.unfitted = torch.zeros((), dtype=torch.int64, device=device)
             self.dense = torch.zeros(len(DENSE_REASONS), dtype=torch.int64, device=device)
         mark_static(*self._tensors())
+
+    @property
+    def rows_loaded(self) -> Tensor:
+        """Value rows loaded, summed over KV heads (Tensor[], int64)."""
+        return self.totals[ROWS_LOADED].long()
+
+    @property
+    def covered_mass(self) -> Tensor:
+        """Probability of loaded keys and sinks, summed over query heads (Tensor[], float64)."""
+        return self.totals[COVERED_MASS]
+
+    @property
+    def keys_and_steps(self) -> Tensor:
+        """As `keys` and `row_steps`, counted by the device (Tensor[2], float64)."""
+        return self.totals[KEYS : ROW_STEPS + 1]
+
+    @property
+    def compiled_calls(self) -> Tensor:
+        """As `calls`, counted by the device (Tensor[], int64)."""
+        return self.totals[CALLS].long()
 
     def reset(self) -> None:
         """Set every total to zero, in place."""
@@ -128,8 +147,7 @@ class Counters:
             num_loaded, kept_mass = num_loaded * active[:, None], kept_mass * active[:, None]
         keys_and_steps = None if isinstance(attended, int) else attended.keys_and_steps(active)
         if is_recorded(num_loaded):
-            self.compiled_calls.add_(1)
-            self._add_sums([num_loaded], [kept_mass], [keys_and_steps])
+            self._add_to_totals(num_loaded, kept_mass, keys_and_steps, calls=1)
             return
         with _LOCK:
             if isinstance(attended, int):
@@ -146,24 +164,27 @@ class Counters:
         with _LOCK:
             if self._pending:
                 pending, self._pending = self._pending, []
-                num_loaded, kept_mass, keys_and_steps = map(list, zip(*pending, strict=True))
-                self._add_sums(num_loaded, kept_mass, keys_and_steps)
+                num_loaded, kept_mass, keys_and_steps = zip(*pending, strict=True)
+                known = [both for both in keys_and_steps if both is not None]
+                self._add_to_totals(
+                    torch.cat(num_loaded),
+                    torch.cat(kept_mass),
+                    torch.stack(known).sum(0) if known else None,
+                    calls=0,
+                )
 
-    def _add_sums(
-        self, num_loaded: list[Tensor], kept_mass: list[Tensor], keys_and_steps: list[Tensor | None]
+    def _add_to_totals(
+        self, num_loaded: Tensor, kept_mass: Tensor, keys_and_steps: Tensor | None, calls: int
     ) -> None:
-        self.rows_loaded.add_(torch.cat(num_loaded).sum())
-        self.covered_mass.add_(torch.cat(kept_mass).sum(dtype=torch.float64))
-        known = [both for both in keys_and_steps if both is not None]
-        if known:
-            self.keys_and_steps.add_(torch.stack(known).sum(0))
+        """Sum all five at once, in a form that a compiler makes one reduction of."""
+        rows = pad(num_loaded, (0, kept_mass.shape[1] - num_loaded.shape[1]))  # [B, HQ], too
+        index = torch.arange(5, device=rows.device)
+        which = index[:, None, None]
+        of_heads = torch.where(which == COVERED_MASS, kept_mass.double(), 0.0)
+        of_heads = torch.where(which == ROWS_LOADED, rows, of_heads).sum((1, 2))
+        if keys_and_steps is not None:
+            of_heads = of_heads + pad(keys_and_steps, (KEYS, CALLS - ROW_STEPS))
+        self.totals.add_(torch.where(index == CALLS, calls, of_heads))
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        return (
-            self.compiled_calls,
-            self.keys_and_steps,
-            self.rows_loaded,
-            self.covered_mass,
-            self.unfitted,
-            self.dense,
-        )
+        return self.totals, self.unfitted, self.dense
