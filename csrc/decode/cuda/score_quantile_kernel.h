@@ -203,7 +203,7 @@ score_kernel(SIFT_GRID_CONSTANT const ScoreQuantileArguments arguments) {
   };
   const auto use = [&](int i, const char* tile, RowMask attended) {
     Block blocks[Memory::kColumns / 8];
-    score_tile<T, kHeadDim>(tile, queries, blocks);
+    if (attended != 0) score_tile<T, kHeadDim>(tile, queries, blocks);
     SIFT_UNROLL
     for (int block = 0; block < Memory::kColumns / 8; ++block) {
       plan.score_scale.apply(blocks[block].x);

@@ -115,8 +115,9 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
   };
 
   const auto use_k = [&](int tile_idx, const char* tile, RowMask mask) {
+    if (kKeepsAll && mask == 0) return;  // nor has the tile of V a row
     Block blocks[kHeadBlocks];
-    score_tile<T, kHeadDim>(tile, fixed.q, blocks);
+    if (mask != 0) score_tile<T, kHeadDim>(tile, fixed.q, blocks);
     num_attended += dev::population_count(mask);
     SIFT_UNROLL
     for (int block = 0; block < kHeadBlocks; ++block) {
@@ -159,7 +160,7 @@ SIFT_DEVICE void score_split(const DecodeArguments& arguments, const Item& item,
         [&](int i, const char* tile, RowMask mask) {
           if (i % 2 == 0) {
             use_k(i / 2, tile, mask);
-          } else {
+          } else if (mask != 0) {
             accumulate_tile<T>(tile, weights, out);
           }
         });

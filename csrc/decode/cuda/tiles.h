@@ -48,7 +48,8 @@ class TileRing {
   SIFT_DEVICE TileRing(char* memory, bool is_aligned) : memory_(memory), is_aligned_(is_aligned) {}
 
   // For each tile i in [0, num_tiles), in order: use(i, tile in shared memory, mask of its rows).
-  // row_of(i, r): where row r < 16 of tile i begins, nullptr: nowhere, zeros take its place.
+  // row_of(i, r): where row r < 16 of tile i begins, nullptr: nowhere, zeros take its place. A tile
+  // without rows holds anything.
   template <class RowOf, class Use>
   SIFT_DEVICE void stream(int num_tiles, RowOf row_of, Use use) {
     start(num_tiles, row_of);
@@ -77,8 +78,9 @@ class TileRing {
   SIFT_DEVICE void fetch(int i, int num_tiles, RowOf row_of) {
     const int lane = dev::lane();
     const T* row = i < num_tiles && lane < kTileRows ? row_of(i, lane) : nullptr;
-    history_ = history_ << 16 | dev::ballot(row != nullptr);
-    if (i < num_tiles) copy(row, memory_ + i % kStages * Tile<kHeadDim>::kBytes);
+    const RowMask mask = dev::ballot(row != nullptr);
+    history_ = history_ << 16 | mask;
+    if (mask != 0) copy(row, memory_ + i % kStages * Tile<kHeadDim>::kBytes);
     dev::commit_copies();  // an empty one keeps the count right
   }
 
