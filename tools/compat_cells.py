@@ -53,7 +53,7 @@ CELLS = (
     *(Cell(PYTHON, TORCH, transformers) for transformers in OTHER_TRANSFORMERS),
     Cell(PYTHON, OTHER_TORCH[0], OTHER_TRANSFORMERS[0]),
     Cell(PYTHON, OTHER_TORCH[-1], OTHER_TRANSFORMERS[-1]),
-    Cell("3.10", TORCH_OF_ALL_PYTHONS, "5.18.0"),  # the newest transformers here that take Python 3.10
+    Cell("3.10", TORCH_OF_ALL_PYTHONS, "5.18.0"),  # newer transformers do not take Python 3.10
     *(Cell(python, TORCH_OF_ALL_PYTHONS, OTHER_TRANSFORMERS[-1]) for python in OTHER_PYTHONS),
 )
 
