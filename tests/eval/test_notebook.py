@@ -15,8 +15,9 @@ def code_cells(notebook):
 
 
 def kinds(cell):
-    """What the cell printed or drew, without the numbers."""
-    return [output.get("name") or sorted(output.data) for output in cell.outputs]
+    """What the cell printed or drew, without the numbers; prints arrive in any number of pieces."""
+    streams = {output.name for output in cell.outputs if output.output_type == "stream"}
+    return streams, [sorted(output.data) for output in cell.outputs if "data" in output]
 
 
 def printed(cell):
